@@ -1,0 +1,292 @@
+"""The command `ftconvert`: parses, calls, prints. No logic, and no heavy import before a command needs it."""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+import time
+from collections.abc import Callable
+from contextlib import contextmanager
+from functools import wraps
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from converter.errors import FtconvertError, TerminatedError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from converter.convert import Conversion, Report
+    from converter.manifest import Destination
+
+UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 1 << 10, "MIB": 1 << 20, "GIB": 1 << 30}
+
+
+class Size(click.ParamType):  # type: ignore[type-arg]  # generic only in the newest click
+    """`2GiB`, `500MB`, `1048576`."""
+
+    name = "size"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """Bytes."""
+        text = str(value).strip()
+        digits = text.rstrip("BKMGIbkmgi ")
+        try:
+            size = int(float(digits) * UNITS[text[len(digits) :].strip().upper()])
+        except (ValueError, KeyError, OverflowError):
+            size = 0
+        if size < 1:
+            self.fail(f"{value!r}: expected a size such as 2GiB, 500MB or 1048576", param, ctx)
+        return size
+
+
+def fails_well(command: Callable[..., None]) -> Callable[..., None]:
+    """Every error becomes one message on stderr and the contract's exit code; `--debug` shows the traceback."""
+
+    @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
+    @wraps(command)
+    def wrapper(debug: bool, **options: Any) -> None:
+        def terminate(number: int, frame: object) -> None:
+            raise TerminatedError("terminated; run the same command again to go on")
+
+        signal.signal(signal.SIGTERM, terminate)
+        try:
+            command(**options)
+        except KeyboardInterrupt:
+            _end("interrupted; run the same command again to go on", 130, debug)
+        except FtconvertError as error:
+            _end(str(error), error.exit_code, debug)
+        except BrokenPipeError:  # the reader of our output went away, e.g. `| head`
+            sys.stderr.close()
+            sys.exit(1)
+        except (OSError, RuntimeError, ValueError, KeyError, TypeError, AttributeError, AssertionError) as error:
+            _end(
+                f"unforeseen: {type(error).__name__}: {error}\nPlease report this, with the output of --debug.",
+                1,
+                debug,
+            )
+
+    return wrapper
+
+
+def _end(message: str, code: int, debug: bool) -> None:
+    if debug:
+        import traceback
+
+        traceback.print_exc()
+    click.echo(f"ftconvert: {message}", err=True)
+    sys.exit(code)
+
+
+as_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON document on stdout.")
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(package_name="ftconvert")
+def main() -> None:
+    """From a trained checkpoint to a model that NVIDIA Triton serves."""
+
+
+@main.command("jax-to-ft")
+@click.argument("source", metavar="SOURCE")
+@click.argument("destination", metavar="DESTINATION")
+@click.option("--model", required=True, help="What was trained: t5, t5-v1.1, flan-t5, ul2, flan-ul2, mt5, byt5.")
+@click.option("--name", default="", help="Name of the served model.  [default: the --model]")
+@click.option("--model-version", type=click.IntRange(1), default=1, show_default=True, help="Version folder.")
+@click.option("-t", "--tensor-parallel", type=click.IntRange(1), default=1, show_default=True, help="GPUs per layer.")
+@click.option("-p", "--pipeline-parallel", type=click.IntRange(1), default=1, show_default=True, help="Stages.")
+@click.option(
+    "--dtype",
+    type=click.Choice(["source", "fp32", "fp16", "bf16"]),
+    default="source",
+    show_default=True,
+    help="Type of the written weights; `source` with mixed types is the widest.",
+)
+@click.option(
+    "--compute-dtype",
+    type=click.Choice(["fp32", "fp16", "bf16"]),
+    default=None,
+    help="`data_type` in config.pbtxt.  [default: bf16]",
+)
+@click.option("--step", type=click.IntRange(0), default=None, help="Which step.  [default: the newest complete one]")
+@click.option(
+    "--layout",
+    type=click.Choice(["repository", "weights"]),
+    default="repository",
+    show_default=True,
+    help="A Triton model repository, or the bare weights.",
+)
+@click.option("--memory-budget", type=Size(), default="2GiB", show_default=True, help="Bytes in flight.")
+@click.option("-j", "--jobs", type=click.IntRange(1), default=None, help="Threads.  [default: number of CPUs]")
+@click.option("--overwrite", is_flag=True, help="Replace a model that is at the destination.")
+@click.option("--dry-run", is_flag=True, help="Print the whole plan, read no tensor, write nothing.")
+@click.option("--quiet", is_flag=True, help="No progress bar, no summary.")
+@as_json
+@fails_well
+def jax_to_ft(dry_run: bool, quiet: bool, as_json: bool, **options: Any) -> None:
+    """Convert a T5X checkpoint into FasterTransformer weights for Triton.
+
+    SOURCE is a `checkpoint_<step>` folder or the folder that holds several. DESTINATION becomes a model repository:
+    DESTINATION/<name>/config.pbtxt and DESTINATION/<name>/<version>/<tp>-gpu/. Killed and started again, it goes on
+    where it stopped.
+    """
+    from converter.convert import Request, convert, prepare
+
+    request = Request(**{key: value for key, value in options.items() if value is not None})
+    started = time.monotonic()
+    conversion = prepare(request)
+    for note in conversion.checkpoint.notes:
+        click.echo(f"ftconvert: note: {note}", err=True)
+    if dry_run:
+        _print_plan(conversion, as_json)
+        return
+    with progress_bar("converting", conversion.plan.nbytes, quiet or as_json) as advance:
+        report = convert(conversion, _write_config_pbtxt, advance)
+    _print_report(report, time.monotonic() - started, quiet, as_json)
+
+
+def _write_config_pbtxt(where: Destination, manifest_bytes: bytes) -> None:
+    """The file that makes a model visible to Triton, so it comes last; bare weights have none."""
+    if where.version is None:
+        return
+    from converter.manifest import CONFIG_PBTXT
+    from model_repository.fastertransformer import config_pbtxt
+
+    where.root.write(CONFIG_PBTXT, config_pbtxt(json.loads(manifest_bytes), manifest_bytes, where.version))
+
+
+@contextmanager
+def progress_bar(what: str, total: int, hidden: bool) -> Iterator[Callable[[int], None]]:
+    """Bytes, rate and time left, on stderr; nothing where stderr is no terminal."""
+    if hidden or not sys.stderr.isatty():
+        yield lambda nbytes: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+
+    columns = (TextColumn(what), BarColumn(), DownloadColumn(binary_units=True), TransferSpeedColumn())
+    with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True)) as bar:
+        task = bar.add_task(what, total=total)
+        yield lambda nbytes: bar.advance(task, nbytes)
+
+
+def _print_plan(conversion: Conversion, as_json: bool) -> None:
+    from converter.tensor import short_name
+
+    plan, folder = conversion.plan, conversion.destination.storage
+    rows: list[dict[str, Any]] = [
+        {
+            "path": file.path,
+            "shape": list(file.segments[0].box.shape) if file.segments else None,
+            "dtype": short_name(file.segments[0].tensor.spec.dtype) if file.segments else None,
+            "bytes": file.nbytes,
+            "from": [segment.tensor.origin for segment in file.segments],
+        }
+        for file in plan.files
+    ]
+    totals = {
+        "files": len(rows),
+        "bytes_written": plan.nbytes,
+        "bytes_read": conversion.read_nbytes,
+        "memory_budget": conversion.limits.budget,
+        "minimum_memory_budget": plan.minimum_budget,
+        "jobs": conversion.limits.jobs,
+    }
+    if as_json:
+        document = {"destination": str(folder), "manifest": conversion.manifest, "plan": rows, **totals}
+        click.echo(json.dumps(document, indent=2))
+        return
+    for row in rows:
+        shape = "x".join(map(str, row["shape"])) if row["shape"] else "-"
+        click.echo(f"{row['bytes']:>14,}  {row['dtype'] or '-':<5} {shape:<16} {row['path']}")
+    click.echo(
+        f"{plan.nbytes:>14,}  bytes in {len(rows)} files to {folder}; {conversion.read_nbytes:,} bytes read\n"
+        f"memory budget {conversion.limits.budget:,} bytes (at least {plan.minimum_budget:,} needed), "
+        f"{conversion.limits.jobs} threads"
+    )
+
+
+def _print_report(report: Report, seconds: float, quiet: bool, as_json: bool) -> None:
+    conversion = report.conversion
+    where = conversion.destination
+    document = {
+        "destination": str(where.root),
+        "manifest": str(where.storage.path("manifest.json")),
+        "name": report.manifest["options"]["name"],
+        "dtype": report.manifest["options"]["dtype"],
+        "files": len(report.manifest["files"]),
+        "files_resumed": report.resumed,
+        "bytes_written": conversion.plan.nbytes,
+        "bytes_read": conversion.read_nbytes,
+        "parameters": conversion.checkpoint.parameters,
+        "seconds": round(seconds, 3),
+        "notes": list(conversion.checkpoint.notes),
+    }
+    if as_json:
+        click.echo(json.dumps(document, indent=2))
+    elif not quiet:
+        resumed = f" ({report.resumed} were there from an earlier run)" if report.resumed else ""
+        click.echo(
+            f"{where.root}: {document['parameters']:,} parameters as {document['dtype']}, "
+            f"{document['files']} files{resumed}, {document['bytes_written']:,} bytes in {seconds:.1f} s"
+        )
+
+
+@main.command()
+@click.argument("path")
+@click.option("--source", default=None, help="Convert again from this checkpoint and compare every byte.")
+@as_json
+@fails_well
+def verify(path: str, source: str | None, as_json: bool) -> None:
+    """Check a finished conversion: the exact file set, sizes, checksums; with --source, every tensor."""
+    from converter.errors import VerificationError, report
+    from converter.verify import verify
+
+    result = verify(path, source)
+    if as_json:
+        document = {**vars(result), "ok": not result.faults, "faults": [vars(fault) for fault in result.faults]}
+        click.echo(json.dumps(document, indent=2))
+    if result.faults:
+        raise VerificationError(report(f"{result.folder}: {len(result.faults)} faults", result.faults))
+    if not as_json:
+        against = f", equal to {source} converted again" if source else ""
+        click.echo(f"{result.folder}: {result.files} files, {result.nbytes:,} bytes, all checksums right{against}")
+
+
+@main.command()
+@click.argument("path")
+@as_json
+@fails_well
+def inspect(path: str, as_json: bool) -> None:
+    """Say what is at PATH: format, family, sizes, types, parameters. Reads no tensor."""
+    from converter.inspection import inspect, sizes
+
+    found = inspect(path)
+    if as_json:
+        click.echo(json.dumps(vars(found), indent=2))
+        return
+    step = "" if found.step is None else f", step {found.step}"
+    click.echo(f"{found.path}: {found.format}, family {found.family}{step}")
+    click.echo(
+        f"  {found.parameters:,} parameters, {found.tensors} tensors, {found.nbytes:,} bytes, {'/'.join(found.dtypes)}"
+    )
+    click.echo(sizes(found))
+    for note in found.notes:
+        click.echo(f"  note: {note}")
+
+
+@main.command()
+@click.argument("repository")
+@click.option("--grpc-port", type=click.IntRange(0, 65535), default=8001, show_default=True, help="0: any free one.")
+@click.option("--http-port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="0: any free one.")
+@click.option("--metrics-port", type=click.IntRange(0, 65535), default=8002, show_default=True, help="0: any free one.")
+@click.option("--address", default="127.0.0.1", show_default=True, help="Where to listen.")
+@click.option("--mode", type=click.Choice(["none", "explicit", "poll"]), default="none", show_default=True)
+@fails_well
+def serve(repository: str, **options: Any) -> None:
+    """Serve REPOSITORY with a real Triton on this machine's CPU, until interrupted. Needs ftconvert[serve]."""
+    from model_repository.server import serve
+
+    sys.exit(serve(repository, **options))

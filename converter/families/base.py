@@ -1,0 +1,286 @@
+"""What a model family is: tables of names, shapes, layouts and hyper-parameters, and the two ways to run a table.
+
+    stored names  --read_rows (layouts inverted)-->  canonical names  --write_rows (layouts forward)-->  stored names
+
+Canonical names are the state-dict names of transformers' models. A shape is written in words of the model's own
+config (`"num_heads*d_kv d_model"`), so every row is checked against the checkpoint before anything is read. `{i}` is
+expanded from the config, never matched by a pattern: missing and unexpected tensors are set differences.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+
+from converter import ops
+from converter.errors import Problem, SourceError, report
+from converter.tensor import LazyTensor, TensorSpec, placeholder
+
+Config = Mapping[str, Any]  # a Hugging-Face-style config: {"d_model": 4096, "num_heads": 16, ...}
+Tensors = Mapping[str, LazyTensor]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How canonical tensors lie in one stored tensor, and back.
+
+    `forward` takes the row's canonical tensors and gives the stored one; `inverse` takes the stored tensor and gives
+    the canonical ones in the same order.
+    """
+
+    name: str
+    forward: Callable[[Sequence[LazyTensor]], LazyTensor]
+    inverse: Callable[[LazyTensor], tuple[LazyTensor, ...]]
+
+
+COPY = Layout("copy", lambda tensors: tensors[0], lambda stored: (stored,))
+TRANSPOSE = Layout("transpose", lambda tensors: ops.transpose(tensors[0]), lambda stored: (ops.transpose(stored),))
+# n canonical [out, in] -> one stored [in, n, out]: FasterTransformer's fused q, k, v
+STACKED_TRANSPOSES = Layout(
+    "stacked transposes",
+    lambda tensors: ops.stack([ops.transpose(tensor) for tensor in tensors], axis=1),
+    lambda stored: tuple(ops.transpose(part) for part in ops.unstack(stored, axis=1)),
+)
+
+
+@dataclass(frozen=True)
+class Weight:
+    """A canonical tensor: its name (`{i}` = layer), its shape in words of the config, and when it exists.
+
+    `each` names the config key that counts `{i}`; `when` names a feature of the model that must hold.
+    """
+
+    name: str
+    shape: str
+    each: str = ""
+    when: str = ""
+
+
+@dataclass(frozen=True)
+class Row:
+    """A stored tensor: which canonical tensors it is made of, how, and which axis tensor parallelism splits.
+
+    A `derived` row is written, and on reading checked against the tensors it repeats, then dropped.
+    """
+
+    name: str
+    of: tuple[str, ...]
+    layout: Layout = COPY
+    split: int | None = None
+    each: str = ""
+    when: str = ""
+    derived: bool = False
+
+
+@dataclass(frozen=True)
+class Field:
+    """A hyper-parameter as it stands in a file: `write` gives its text from the config, `read` the config from it.
+
+    The key is written `section.key`. `read` raises ValueError where it cannot make sense of the text.
+    """
+
+    key: str
+    write: Callable[[Config], str]
+    read: Callable[[str], Config]
+
+
+def number(key: str, config: str) -> Field:
+    """An integer of the config under another name."""
+    return Field(key, lambda values: str(values[config]), lambda text: {config: int(text)})
+
+
+def flag(key: str, config: str) -> Field:
+    """A boolean of the config, spelled True or False."""
+    return Field(
+        key, lambda values: str(bool(values[config])), lambda text: {config: text.lower() in ("true", "yes", "on", "1")}
+    )
+
+
+def constant(key: str, text: str) -> Field:
+    """The same text for every model of the family; another one, whatever its case, is another kind of model."""
+
+    def read(found: str) -> Config:
+        if found.lower() != text.lower():
+            raise ValueError(f"only {text!r} is supported")
+        return {}
+
+    return Field(key, lambda values: text, read)
+
+
+@dataclass(frozen=True)
+class Preset:
+    """What `--model` fixes: config values (activation, special tokens) and, where a format cannot hold it, why."""
+
+    config: Config
+    refused: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class T5XTable:
+    """How T5X stores the family: arrays, and the gin bindings that give config values."""
+
+    rows: tuple[Row, ...]
+    gin: Mapping[str, tuple[str, ...]]  # config key -> spellings in config.gin, without module prefix
+    read_gin: Callable[[str, Any], Config]  # (config key, gin's value) -> config values
+    read_names: Callable[[Collection[str]], Config]  # what the presence of arrays states
+
+
+@dataclass(frozen=True)
+class FasterTransformerTable:
+    """How FasterTransformer stores the family: files, config.ini, what tensor parallelism must divide."""
+
+    model_type: str  # for config.pbtxt
+    rows: tuple[Row, ...]
+    sections: tuple[str, ...]  # of config.ini; each states the name and the type of the weights
+    name_key: str
+    fields: tuple[Field, ...]
+    divisible: tuple[str, ...]  # config keys that tensor parallelism must divide
+    layers: tuple[str, ...]  # config keys that pipeline parallelism must divide
+    compute_dtype: str  # default `data_type` of config.pbtxt; empty: the type of the weights
+    check: Callable[[Config], Sequence[Problem]]  # what the C++ fixes and cannot express
+
+
+@dataclass(frozen=True)
+class Family:
+    """Everything known about a model family, as tables."""
+
+    name: str
+    architectures: tuple[str, ...]
+    presets: Mapping[str, Preset]
+    identity: Config  # what is true of every model of the family: architectures, model_type, ...
+    defaults: Config  # values that a stored format may not hold; inspect marks them as assumed
+    flags: tuple[str, ...]  # boolean config keys that the tables use, beside the sizes in the shapes
+    features: Callable[[Config], frozenset[str]]
+    weights: tuple[Weight, ...]
+    t5x: T5XTable
+    fastertransformer: FasterTransformerTable
+
+    def specs(self, config: Config, dtype: np.dtype[Any]) -> dict[str, TensorSpec]:
+        """Canonical name -> shape for this config."""
+        features = self.features(config)
+        return {
+            weight.name.format(i=i): TensorSpec(dims(weight.shape, config), dtype)
+            for weight in self.weights
+            for i in _layers(weight, config, features)
+        }
+
+
+def dims(shape: str, config: Config) -> tuple[int, ...]:
+    """`"num_heads*d_kv d_model"` -> (1024, 512)."""
+    return tuple(math.prod(int(config[word]) for word in axis.split("*")) for axis in shape.split())
+
+
+def _layers(entry: Weight | Row, config: Config, features: frozenset[str]) -> range:
+    """The values of `{i}` for one entry of a table; empty where its feature does not hold."""
+    if entry.when and entry.when not in features:
+        return range(0)
+    return range(int(config[entry.each])) if entry.each else range(1)
+
+
+def expand(rows: Sequence[Row], config: Config, features: frozenset[str]) -> dict[str, Row]:
+    """Stored name -> row with the layer filled in, in the order of the table."""
+    return {
+        row.name.format(i=i): replace(row, name=row.name.format(i=i), of=tuple(name.format(i=i) for name in row.of))
+        for row in rows
+        for i in _layers(row, config, features)
+    }
+
+
+def write_rows(rows: Mapping[str, Row], tensors: Tensors) -> dict[str, LazyTensor]:
+    """Canonical tensors laid out as the (expanded) table says: stored name -> LazyTensor."""
+    return {name: row.layout.forward([tensors[one] for one in row.of]) for name, row in rows.items()}
+
+
+_MEND = "Check that the checkpoint is complete and that its config and --model belong to it."
+
+
+@dataclass(frozen=True)
+class StoredModel:
+    """Canonical tensors of a model, and for each derived stored tensor the pair (as stored, as it has to be)."""
+
+    tensors: Tensors
+    derived: Mapping[str, tuple[LazyTensor, LazyTensor]]
+
+
+def read_rows(family: Family, rows: Mapping[str, Row], config: Config, stored: Tensors, where: str) -> StoredModel:
+    """Stored tensors -> canonical tensors, after checking every name and shape.
+
+    Raises:
+        SourceError: names every missing and unexpected tensor and every wrong shape at once.
+    """
+    problems = [Problem(name, got="not there", source=where) for name in rows.keys() - stored.keys()]
+    problems += [
+        Problem(name, expected="no such tensor in this model", got=str(tensor.spec), source=tensor.origin)
+        for name, tensor in stored.items()
+        if name not in rows
+    ]
+    specs = family.specs(config, np.dtype(np.float32))
+    expected = write_rows(rows, {name: placeholder(spec, name) for name, spec in specs.items()})
+    for name in rows.keys() & stored.keys():
+        shape, got = expected[name].spec.shape, stored[name].spec.shape
+        if shape != got:
+            rule = f"{family.name}: {rows[name].layout.name} of {', '.join(rows[name].of)}"
+            problems.append(Problem(name, str(list(shape)), str(list(got)), rule, stored[name].origin))
+    if problems:
+        problems.sort(key=lambda problem: problem.tensor)
+        raise SourceError(report(f"{where}: the tensors do not fit the model", problems, _MEND))
+    canonical: dict[str, LazyTensor] = {}
+    for name, row in rows.items():
+        if not row.derived:
+            canonical.update(zip(row.of, row.layout.inverse(stored[name]), strict=True))
+    derived = {
+        name: (stored[name], row.layout.forward([canonical[one] for one in row.of]))
+        for name, row in rows.items()
+        if row.derived
+    }
+    return StoredModel({name: canonical[name] for name in specs}, derived)
+
+
+def infer_dims(
+    family: Family, rows: Sequence[Row], config: dict[str, Any], shapes: Mapping[str, Sequence[int]]
+) -> None:
+    """Fill in the sizes that `config` does not state, from the stored shapes.
+
+    Layer counts come from how far the names reach without a gap; every other size from an axis in which it is the
+    only unknown word. What does not fit is left for `read_rows` to report, by name.
+    """
+    words = {weight.name: weight.shape for weight in family.weights}
+    for row in rows:
+        if row.each and row.each not in config:
+            count = 0
+            while row.name.format(i=count) in shapes:
+                count += 1
+            config[row.each] = count
+    for row in rows:
+        shape = shapes.get(row.name.format(i=0))
+        if shape is None or len(row.of) != 1 or row.layout not in (COPY, TRANSPOSE):
+            continue
+        axes = words[row.of[0]].split()
+        for axis, size in zip(axes if row.layout is COPY else axes[::-1], shape, strict=False):
+            unknown = [word for word in axis.split("*") if word not in config]
+            known = math.prod(config[word] for word in axis.split("*") if word in config)
+            if len(unknown) == 1 and known and size % known == 0:
+                config[unknown[0]] = size // known
+
+
+def require_dims(family: Family, config: Config, where: str) -> None:
+    """Every word that the family's tables use must have a value by now.
+
+    Raises:
+        SourceError: names those that neither the config nor the arrays state.
+    """
+    words = {word for weight in family.weights for axis in weight.shape.split() for word in axis.split("*")}
+    words |= {weight.each for weight in family.weights if weight.each}
+    missing = sorted((words | set(family.flags)) - config.keys())
+    problems = [Problem(word, "a value", "stated nowhere") for word in missing]
+    problems += [
+        Problem(word, "a positive whole number", repr(config[word]))
+        for word in sorted(words & config.keys())
+        if not isinstance(config[word], int) or config[word] < 1
+    ]
+    if problems:
+        raise SourceError(report(f"{where}: the model's sizes cannot be worked out", problems, _MEND))

@@ -1,0 +1,278 @@
+"""T5, T5 1.1, Flan-T5, UL2, Flan-UL2, mT5, ByT5: everything known about the family, as tables.
+
+Shapes are in words of the Hugging Face config. Sources of the layouts: google-research/t5x (examples/t5/network.py,
+checkpoints.py), transformers (models/t5/modeling_t5.py), NVIDIA/FasterTransformer (src/fastertransformer/models/t5/
+T5EncoderWeight.cc, T5DecodingWeight.cc; triton_backend/t5/T5TritonModel.cc). T5X and transformers both leave out the
+1/sqrt(d_kv) of attention and both scale tied logits by 1/sqrt(d_model), so no weight is rescaled anywhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Sequence
+from typing import Any
+
+from converter.errors import Problem
+from converter.families.base import (
+    STACKED_TRANSPOSES,
+    TRANSPOSE,
+    Config,
+    Family,
+    FasterTransformerTable,
+    Field,
+    Preset,
+    Row,
+    T5XTable,
+    Weight,
+    constant,
+    flag,
+    number,
+)
+
+# side -> (config key of its depth, its attention blocks, its feed-forward's place in the block).
+# An attention block: (place in the block, canonical name, T5X name, T5X name of the norm before it).
+ENCODER, DECODER = "encoder", "decoder"
+DEPTH = {ENCODER: "num_layers", DECODER: "num_decoder_layers"}
+ATTENTION = {
+    ENCODER: ((0, "SelfAttention", "attention", "pre_attention_layer_norm"),),
+    DECODER: (
+        (0, "SelfAttention", "self_attention", "pre_self_attention_layer_norm"),
+        (1, "EncDecAttention", "encoder_decoder_attention", "pre_cross_attention_layer_norm"),
+    ),
+}
+PROJECTIONS = (("q", "query"), ("k", "key"), ("v", "value"))
+BIAS = "{side}.block.0.layer.0.SelfAttention.relative_attention_bias.weight"
+
+
+def _feed_forward(side: str) -> str:
+    """Canonical name of a block's feed-forward layer, which comes after its attention layers."""
+    return f"{side}.block.{{i}}.layer.{len(ATTENTION[side])}"
+
+
+def _weights() -> Iterator[Weight]:
+    yield Weight("shared.weight", "vocab_size d_model")
+    for side, depth in DEPTH.items():
+        yield Weight(BIAS.format(side=side), "relative_attention_num_buckets num_heads")
+        for place, attention, _, _ in ATTENTION[side]:
+            layer = f"{side}.block.{{i}}.layer.{place}"
+            for q, _ in PROJECTIONS:
+                yield Weight(f"{layer}.{attention}.{q}.weight", "num_heads*d_kv d_model", each=depth)
+            yield Weight(f"{layer}.{attention}.o.weight", "d_model num_heads*d_kv", each=depth)
+            yield Weight(f"{layer}.layer_norm.weight", "d_model", each=depth)
+        layer = _feed_forward(side)
+        yield Weight(f"{layer}.DenseReluDense.wi.weight", "d_ff d_model", each=depth, when="plain")
+        yield Weight(f"{layer}.DenseReluDense.wi_0.weight", "d_ff d_model", each=depth, when="gated")
+        yield Weight(f"{layer}.DenseReluDense.wi_1.weight", "d_ff d_model", each=depth, when="gated")
+        yield Weight(f"{layer}.DenseReluDense.wo.weight", "d_model d_ff", each=depth)
+        yield Weight(f"{layer}.layer_norm.weight", "d_model", each=depth)
+        yield Weight(f"{side}.final_layer_norm.weight", "d_model")
+    yield Weight("lm_head.weight", "vocab_size d_model", when="untied")
+
+
+# ---------------------------------------------------------------------------------------------------------------- T5X
+# T5X keeps kernels [in, out] where transformers' Linear keeps [out, in]; norms and the embedding are the same.
+
+
+def _t5x_rows() -> Iterator[Row]:
+    yield Row("token_embedder.embedding", ("shared.weight",))
+    for side, depth in DEPTH.items():
+        yield Row(f"{side}.relpos_bias.rel_embedding", (BIAS.format(side=side),), TRANSPOSE)
+        for place, attention, name, norm in ATTENTION[side]:
+            layer, stored = f"{side}.block.{{i}}.layer.{place}", f"{side}.layers_{{i}}"
+            for q, query in (*PROJECTIONS, ("o", "out")):
+                yield Row(
+                    f"{stored}.{name}.{query}.kernel", (f"{layer}.{attention}.{q}.weight",), TRANSPOSE, each=depth
+                )
+            yield Row(f"{stored}.{norm}.scale", (f"{layer}.layer_norm.weight",), each=depth)
+        layer, stored = _feed_forward(side), f"{side}.layers_{{i}}"
+        for name, when in (("wi", "plain"), ("wi_0", "gated"), ("wi_1", "gated"), ("wo", "")):
+            canonical = f"{layer}.DenseReluDense.{name}.weight"
+            yield Row(f"{stored}.mlp.{name}.kernel", (canonical,), TRANSPOSE, each=depth, when=when)
+        yield Row(f"{stored}.pre_mlp_layer_norm.scale", (f"{layer}.layer_norm.weight",), each=depth)
+        yield Row(f"{side}.{side}_norm.scale", (f"{side}.final_layer_norm.weight",))
+    yield Row("decoder.logits_dense.kernel", ("lm_head.weight",), TRANSPOSE, when="untied")
+
+
+# config key -> how config.gin spells it: flaxformer's macros (UL2), then t5x.examples.t5's network.T5Config
+GIN = {
+    "vocab_size": ("NUM_EMBEDDINGS", "T5Config.vocab_size"),
+    "d_model": ("EMBED_DIM", "T5Config.emb_dim"),
+    "d_kv": ("HEAD_DIM", "T5Config.head_dim"),
+    "d_ff": ("MLP_DIM", "T5Config.mlp_dim"),
+    "num_heads": ("NUM_HEADS", "T5Config.num_heads"),
+    "num_layers": ("NUM_ENCODER_LAYERS", "T5Config.num_encoder_layers"),
+    "num_decoder_layers": ("NUM_DECODER_LAYERS", "T5Config.num_decoder_layers"),
+    "feed_forward_proj": ("MlpBlock.activations", "T5Config.mlp_activations"),
+    "tie_word_embeddings": ("T5Config.logits_via_embedding",),
+}
+# T5X's gelu is the tanh form, which transformers calls gelu_new; its `gated-gelu` means gelu_new too.
+ACTIVATIONS = {
+    ("relu",): "relu",
+    ("gelu",): "gelu_new",
+    ("silu",): "silu",
+    ("swish",): "silu",
+    ("relu", "linear"): "gated-relu",
+    ("gelu", "linear"): "gated-gelu",
+    ("silu", "linear"): "gated-silu",
+    ("swish", "linear"): "gated-silu",
+}
+
+
+def _read_gin(key: str, value: Any) -> Config:
+    if key != "feed_forward_proj":
+        return {key: value}
+    names = tuple(value) if isinstance(value, tuple | list) else (value,)
+    return _activation(ACTIVATIONS.get(names, f"unknown: {names}"))
+
+
+def _activation(feed_forward_proj: str) -> Config:
+    """transformers derives the second from the first; here the arrays alone can state it, too."""
+    return {"feed_forward_proj": feed_forward_proj, "is_gated_act": feed_forward_proj.startswith("gated-")}
+
+
+def _read_names(names: Collection[str]) -> Config:
+    """What the presence of arrays states."""
+    stated: dict[str, Any] = {"tie_word_embeddings": "decoder.logits_dense.kernel" not in names}
+    for name, gated in (("wi_0", True), ("wi", False)):
+        if f"encoder.layers_0.mlp.{name}.kernel" in names:
+            stated["is_gated_act"] = gated
+    return stated
+
+
+# -------------------------------------------------------------------------------------------------- FasterTransformer
+# Row-major [in, out] everywhere; decoder self-attention q, k, v are one file, all others are separate. The C++ reads
+# the embedding from shared.weight_T; shared.weight is for NVIDIA's Python examples. lm_head is written for tied models
+# too: without the file a copied weight object points at the relative bias (T5DecodingWeight.cc, setWeightPtr).
+
+
+def _ft_rows() -> Iterator[Row]:
+    yield Row("shared.weight_T", ("shared.weight",))
+    yield Row("shared.weight", ("shared.weight",), TRANSPOSE, derived=True)
+    yield Row("lm_head.weight", ("lm_head.weight",), when="untied")
+    yield Row("lm_head.weight", ("shared.weight",), when="tied", derived=True)
+    for side, depth in DEPTH.items():
+        yield Row(f"{side}.final_layer_norm.weight", (f"{side}.final_layer_norm.weight",))
+        bias = BIAS.format(side=side)
+        yield Row(bias, (bias,), TRANSPOSE, split=0)
+        for place, attention, _, _ in ATTENTION[side]:
+            layer = f"{side}.block.{{i}}.layer.{place}"
+            q, k, v, o = (f"{layer}.{attention}.{name}.weight" for name in "qkvo")
+            if (side, attention) == (DECODER, "SelfAttention"):
+                yield Row(f"{layer}.{attention}.qkv.weight", (q, k, v), STACKED_TRANSPOSES, split=-1, each=depth)
+            else:
+                for name in (q, k, v):
+                    yield Row(name, (name,), TRANSPOSE, split=-1, each=depth)
+            yield Row(o, (o,), TRANSPOSE, split=0, each=depth)
+            yield Row(f"{layer}.layer_norm.weight", (f"{layer}.layer_norm.weight",), each=depth)
+        layer = _feed_forward(side)
+        for name, canonical, when in (("wi", "wi", "plain"), ("wi", "wi_0", "gated"), ("wi2", "wi_1", "gated")):
+            stored, canonical = (f"{layer}.DenseReluDense.{one}.weight" for one in (name, canonical))
+            yield Row(stored, (canonical,), TRANSPOSE, split=-1, each=depth, when=when)
+        wo = f"{layer}.DenseReluDense.wo.weight"
+        yield Row(wo, (wo,), TRANSPOSE, split=0, each=depth)
+        yield Row(f"{layer}.layer_norm.weight", (f"{layer}.layer_norm.weight",), each=depth)
+
+
+# feed_forward_proj -> what T5TritonModel.cc accepts (its Gelu is the tanh form)
+FT_ACTIVATIONS = {
+    "relu": "relu",
+    "gelu_new": "gelu",
+    "silu": "silu",
+    "gated-relu": "gated-relu",
+    "gated-gelu": "gated-gelu",
+    "gated-silu": "gated-silu",
+}
+HF_ACTIVATIONS = {ft: hf for hf, ft in FT_ACTIVATIONS.items()}
+
+
+def _ft_fields() -> Iterator[Field]:
+    for side, depth in DEPTH.items():
+        yield number(f"{side}.num_heads", "num_heads")
+        yield number(f"{side}.d_kv", "d_kv")
+        yield number(f"{side}.d_model", "d_model")
+        yield number(f"{side}.d_ff", "d_ff")
+        yield number(f"{side}.num_layers", depth)
+        yield number(f"{side}.vocab_size", "vocab_size")
+        yield number(f"{side}.relative_attention_num_buckets_or_max_pos_seq_len", "relative_attention_num_buckets")
+        yield Field(
+            f"{side}.feed_forward_proj",
+            lambda config: FT_ACTIVATIONS[config["feed_forward_proj"]],
+            lambda text: _activation(HF_ACTIVATIONS.get(text, text)),
+        )
+        yield flag(f"{side}.tie_word_embeddings", "tie_word_embeddings")
+    yield number("decoder.decoder_start_token_id", "decoder_start_token_id")
+    yield number("decoder.eos_token_id", "eos_token_id")
+    yield constant("structure.t5_with_bias", "false")
+    yield Field(
+        "structure.use_gated_activation",
+        lambda config: str(int(config["is_gated_act"])),
+        lambda text: {"is_gated_act": text == "1"},
+    )
+    yield constant("structure.position_embedding_type", "relative")
+
+
+def _ft_check(config: Config) -> Sequence[Problem]:
+    """What the C++ has built in (T5TritonModel.cc reads none of these from config.ini)."""
+    problems = []
+    for key, fixed in (("layer_norm_epsilon", 1e-6), ("relative_attention_max_distance", 128)):
+        if config[key] != fixed:
+            problems.append(Problem(key, str(fixed), str(config[key]), "FasterTransformer has this value built in"))
+    if config["feed_forward_proj"] not in FT_ACTIVATIONS:
+        allowed = ", ".join(FT_ACTIVATIONS)
+        problems.append(Problem("feed_forward_proj", f"one of {allowed}", str(config["feed_forward_proj"])))
+    return problems
+
+
+# -------------------------------------------------------------------------------------------------------------- family
+
+
+def _features(config: Config) -> frozenset[str]:
+    gated, tied = config["is_gated_act"], config["tie_word_embeddings"]
+    return frozenset({"gated" if gated else "plain", "tied" if tied else "untied"})
+
+
+def _preset(activation: str, **refused: str) -> Preset:
+    tokens = {"pad_token_id": 0, "eos_token_id": 1, "decoder_start_token_id": 0}
+    return Preset({**_activation(activation), **tokens}, refused)
+
+
+FAMILY = Family(
+    name="t5",
+    architectures=("T5ForConditionalGeneration",),
+    presets={
+        "t5": _preset("relu"),
+        "t5-v1.1": _preset("gated-gelu"),
+        "flan-t5": _preset("gated-gelu"),
+        "ul2": _preset("gated-silu"),
+        "flan-ul2": _preset("gated-silu"),
+        "mt5": _preset("gated-gelu"),
+        "umt5": _preset(
+            "gated-gelu",
+            fastertransformer="umT5 has a relative-attention table in every layer; FasterTransformer loads one per "
+            "side, the first layer's (T5EncoderWeight.cc, T5DecodingWeight.cc), and would answer garbage",
+        ),
+        "byt5": _preset("gated-gelu"),
+    },
+    identity={"architectures": ["T5ForConditionalGeneration"], "model_type": "t5", "is_encoder_decoder": True},
+    defaults={
+        "layer_norm_epsilon": 1e-6,
+        "relative_attention_max_distance": 128,
+        "pad_token_id": 0,
+        "eos_token_id": 1,
+        "decoder_start_token_id": 0,
+    },
+    flags=("is_gated_act", "tie_word_embeddings"),
+    features=_features,
+    weights=tuple(_weights()),
+    t5x=T5XTable(tuple(_t5x_rows()), GIN, _read_gin, _read_names),
+    fastertransformer=FasterTransformerTable(
+        model_type="T5",
+        rows=tuple(_ft_rows()),
+        sections=(ENCODER, DECODER),
+        name_key="_name_or_path",
+        fields=tuple(_ft_fields()),
+        divisible=("num_heads", "d_ff"),
+        layers=("num_layers", "num_decoder_layers"),
+        compute_dtype="bf16",
+        check=_ft_check,
+    ),
+)

@@ -1,0 +1,72 @@
+"""One file per on-disk format, and the way from a path to the folder that holds a checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from converter import manifest
+from converter.checkpoint import Checkpoint
+from converter.errors import SourceError, SourceMissingError
+from converter.formats import fastertransformer, t5x
+from converter.storage import LocalStorage, open_storage
+
+
+def open_any(path: str) -> Checkpoint:
+    """Open whatever lies at `path`: a T5X checkpoint or FasterTransformer weights, see `locate`.
+
+    Raises:
+        SourceMissingError: nothing is there.
+        SourceError: no format that is known, or damaged.
+    """
+    storage = locate(path)
+    if t5x.recognises(storage):
+        return t5x.open(str(storage))
+    root = manifest_folder(storage)
+    return fastertransformer.open(str(storage), manifest.load(root)["config"] if root else None)
+
+
+def locate(path: str) -> LocalStorage:
+    """The folder that holds `checkpoint`, `checkpoint_*` or config.ini.
+
+    `path` may also be a repository with one model, a model folder or a version folder (the newest version is taken).
+
+    Raises:
+        SourceMissingError: no such path.
+        SourceError: nothing recognisable, or several models.
+    """
+    storage = open_storage(path)
+    if not storage.root.exists():
+        raise SourceMissingError(f"{path}: no such folder")
+    if not storage.root.is_dir():
+        raise SourceError(f"{path}: expected a folder with a checkpoint, found a file")
+    for candidate in _descend(storage):
+        if t5x.recognises(candidate) or fastertransformer.recognises(candidate):
+            return candidate
+    raise SourceError(
+        f"{path}: not a checkpoint: expected T5X (`checkpoint_<step>/checkpoint`), FasterTransformer weights "
+        "(`<tp>-gpu/config.ini`) or a repository that holds them"
+    )
+
+
+def _descend(storage: LocalStorage) -> Iterator[LocalStorage]:
+    """The folder itself, then along repository / model / version / weights as far as there is one way."""
+    yield storage
+    folders = storage.folders()
+    versions = sorted((int(name) for name in folders if name.isdigit() and not name.startswith("0")), reverse=True)
+    weights = [name for name in folders if fastertransformer.FOLDER.fullmatch(name)]
+    models = [name for name in folders if storage.is_file(f"{name}/{manifest.CONFIG_PBTXT}")]
+    for what, names in (("weights", weights), ("models", models)):
+        if len(names) > 1:
+            raise SourceError(f"{storage}: holds several {what}: {', '.join(names)}. Name one of them.")
+    following = weights or ([str(versions[0])] if versions else models)
+    for name in following:
+        yield from _descend(storage.below(name))
+
+
+def manifest_folder(weights: LocalStorage) -> LocalStorage | None:
+    """The folder of manifest.json: the one of the weights, or the one above; None where nobody wrote one."""
+    for folder in (weights.root, Path(weights.root).absolute().parent):
+        if (folder / manifest.MANIFEST).is_file():
+            return LocalStorage(folder)
+    return None

@@ -1,0 +1,226 @@
+"""manifest.json, the journal `.parts/`, and what may be found at a destination.
+
+While a conversion is under way every finished file is a line of `.parts/0-of-1.jsonl`. A run that finds a journal of
+the same plan and source goes on from it. manifest.json, then config.pbtxt, are written last, then the journal goes:
+whatever moment a process dies at, nothing that is unfinished looks finished.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+from converter.errors import DestinationError, SourceError, SourceMissingError
+from converter.plan import OutputFile, Plan
+from converter.storage import TEMPORARY, LocalStorage
+
+FORMAT_VERSION = 1
+MANIFEST = "manifest.json"
+PARTS = ".parts"
+JOURNAL = f"{PARTS}/0-of-1.jsonl"
+CONFIG_PBTXT = "config.pbtxt"
+SAME_RUN = ("plan", "source", "tool_version")  # of a journal's first line: equal ones are the same conversion
+
+Manifest = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class File:
+    """A finished file: its size in bytes and its crc32c (8 hex digits)."""
+
+    size: int
+    crc32c: str
+
+
+def tool_version() -> str:
+    """The installed version of this package."""
+    try:
+        return version("ftconvert")
+    except PackageNotFoundError:  # run from a source tree that was never installed
+        return "0+unknown"
+
+
+def encode(manifest: Manifest) -> bytes:
+    """The bytes of manifest.json: the same conversion gives the same ones."""
+    return (json.dumps(manifest, indent=2, sort_keys=True) + "\n").encode()
+
+
+def load(storage: LocalStorage) -> Manifest:
+    """manifest.json of a folder.
+
+    Raises:
+        SourceMissingError: there is none.
+        SourceError: it is not one of ours, or of a later version.
+    """
+    where = storage.path(MANIFEST)
+    if not storage.is_file(MANIFEST):
+        unfinished = f" (an unfinished conversion: {PARTS}/ is there)" if storage.exists(PARTS) else ""
+        raise SourceMissingError(f"{where}: no manifest{unfinished}; expected the folder of a finished conversion")
+    try:
+        manifest: Manifest = json.loads(storage.read(MANIFEST))
+        found = manifest["format_version"]
+        files = {str(name): (int(file["size"]), str(file["crc32c"])) for name, file in manifest["files"].items()}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise SourceError(f"{where}: expected a manifest of ftconvert, found: {error!r}") from error
+    if found != FORMAT_VERSION:
+        raise SourceError(f"{where}: expected format_version {FORMAT_VERSION}, found {found}; use a newer ftconvert")
+    bad = [name for name in files if name.startswith("/") or ".." in name.split("/")]
+    if bad:
+        raise SourceError(f"{where}: names a file outside its folder: {bad[0]}")
+    return manifest
+
+
+def files_of(manifest: Manifest) -> dict[str, File]:
+    """Relative path -> size and checksum."""
+    return {name: File(file["size"], file["crc32c"]) for name, file in manifest["files"].items()}
+
+
+@dataclass(frozen=True)
+class Destination:
+    """Where a conversion writes.
+
+    `root` is what is looked at: DESTINATION/<name> for a repository, DESTINATION for bare weights. `version` is the
+    version folder in it, None for bare weights.
+    """
+
+    root: LocalStorage
+    version: int | None
+
+    @property
+    def storage(self) -> LocalStorage:
+        """The folder of manifest.json."""
+        return self.root if self.version is None else self.root.below(str(self.version))
+
+    @property
+    def prefix(self) -> str:
+        return "" if self.version is None else f"{self.version}/"
+
+
+class Journal:
+    """`.parts/0-of-1.jsonl`: a first line that says which conversion this is, then one line per finished file."""
+
+    def __init__(self, destination: Destination, head: Mapping[str, Any]) -> None:
+        self._storage = destination.storage
+        self._head = dict(head)
+
+    def start(self, done: Mapping[str, File]) -> None:
+        """(Re)write it with what is already done, so that a half-written last line is gone."""
+        lines = [self._head, *({"name": name, **vars(file)} for name, file in done.items())]
+        self._storage.write(JOURNAL, b"".join(_line(line) for line in lines))
+
+    def add(self, name: str, size: int, crc32c: str) -> None:
+        """One more finished file."""
+        self._storage.append(JOURNAL, _line({"name": name, "size": size, "crc32c": crc32c}))
+
+    def remove(self) -> None:
+        """The last act of a conversion."""
+        self._storage.remove(PARTS)
+
+
+def _line(record: Mapping[str, Any]) -> bytes:
+    return (json.dumps(record, sort_keys=True) + "\n").encode()
+
+
+def claim(destination: Destination, plan: Plan, head: Mapping[str, Any], overwrite: bool) -> dict[str, File]:
+    """Make the destination ours; returns the files that an earlier run of the same conversion finished.
+
+    Raises:
+        DestinationError: something else is there, or the disk has too little space.
+    """
+    found = destination.root.files()
+    done: dict[str, File] = {}
+    if found:
+        mine, strangers = _journal(destination, head, found), _strangers(destination, plan.files, found)
+        if mine is not None and not strangers:
+            destination.root.remove_temporary()
+            done = {name: file for name, file in mine.items() if found.get(destination.prefix + name) == file.size}
+        elif overwrite:
+            _clear(destination, found)
+        else:
+            raise DestinationError(_occupied(destination, found, mine is not None, strangers))
+    needed = plan.nbytes - sum(file.size for file in done.values())
+    free = destination.root.free_bytes()
+    if needed > free:
+        raise DestinationError(
+            f"{destination.root}: the conversion needs {needed:,} bytes more, the disk has {free:,} left. "
+            "Free some space or choose another destination."
+        )
+    return done
+
+
+def _journal(destination: Destination, head: Mapping[str, Any], found: Mapping[str, int]) -> dict[str, File] | None:
+    """What the journal at the destination lists, if it belongs to this conversion."""
+    if destination.prefix + JOURNAL not in found:
+        return None
+    first, *lines = destination.storage.read(JOURNAL).split(b"\n")
+    try:
+        theirs = json.loads(first)
+        if any(theirs[key] != head[key] for key in SAME_RUN):
+            return None
+    except (ValueError, KeyError, TypeError):
+        return None
+    done = {}
+    for line in lines:
+        try:
+            record = json.loads(line)
+            done[record["name"]] = File(record["size"], record["crc32c"])
+        except (ValueError, KeyError, TypeError):
+            continue  # a line that a killed process left half-written: that file is written again
+    return done
+
+
+def _strangers(destination: Destination, files: tuple[OutputFile, ...], found: Mapping[str, int]) -> list[str]:
+    """Files that this conversion neither writes nor leaves behind when it is killed."""
+    known = {destination.prefix + name for name in (MANIFEST, *(file.path for file in files))}
+    if destination.version is not None:
+        known.add(CONFIG_PBTXT)
+    parts = f"{destination.prefix}{PARTS}/"
+    return sorted(
+        name
+        for name in found
+        if name not in known and not name.startswith(parts) and not name.split("/")[-1].startswith(TEMPORARY)
+    )
+
+
+def _occupied(destination: Destination, found: Mapping[str, int], same: bool, strangers: list[str]) -> str:
+    root, prefix = destination.root, destination.prefix
+    if same:
+        what = f"files that do not belong to this conversion: {_some(strangers)}"
+    elif prefix + JOURNAL in found:
+        what = "an unfinished conversion of another source or with other options"
+    elif prefix + MANIFEST in found:
+        what = "a finished conversion"
+    else:
+        what = _some(sorted(found))
+    return (
+        f"{root}: expected nothing there, found {what}. Choose another destination, or give --overwrite to replace it."
+    )
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+
+
+def _clear(destination: Destination, found: Mapping[str, int]) -> None:
+    """`--overwrite`: config.pbtxt goes first, so that no server loads what is being taken apart.
+
+    Only what looks like a model is removed: a mistyped destination must not cost a home folder.
+    """
+    tops = {name.split("/")[0] for name in found}
+    if destination.version is not None:
+        strangers = {top for top in tops if not (top in (CONFIG_PBTXT, PARTS) or top.isdigit())}
+    else:
+        written = load(destination.root)["files"] if MANIFEST in found else ()
+        model = {MANIFEST, PARTS, *(name.split("/")[0] for name in written)}
+        strangers = {top for top in tops if top not in model and not top.endswith("-gpu")}
+    if strangers:
+        raise DestinationError(
+            f"{destination.root}: --overwrite replaces a model, this does not look like one: {_some(sorted(strangers))}. "
+            "Remove it by hand or choose another destination."
+        )
+    destination.root.remove(CONFIG_PBTXT)
+    for top in sorted(tops):
+        destination.root.remove(top)
