@@ -11,7 +11,7 @@ import numpy as np
 from converter import ops
 from converter.errors import Problem, SourceError, report
 from converter.families.base import Config, Family, Tensors
-from converter.tensor import LazyTensor
+from converter.tensor import LazyTensor, widest
 
 
 @dataclass(frozen=True)
@@ -58,11 +58,8 @@ class Checkpoint:
 
     @property
     def widest_dtype(self) -> np.dtype[Any]:
-        """The narrowest type that holds every tensor exactly (float16 with bfloat16 gives float32)."""
-        widest, *others = self.dtypes
-        for dtype in others:
-            widest = np.promote_types(widest, dtype)
-        return widest
+        """The narrowest type that holds every tensor exactly."""
+        return widest(self.dtypes)
 
     @property
     def parameters(self) -> int:

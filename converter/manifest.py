@@ -218,7 +218,7 @@ def _clear(destination: Destination, found: Mapping[str, int]) -> None:
         strangers = {top for top in tops if top not in model and not top.endswith("-gpu")}
     if strangers:
         raise DestinationError(
-            f"{destination.root}: --overwrite replaces a model, this does not look like one: {_some(sorted(strangers))}. "
+            f"{destination.root}: --overwrite replaces a model; this is none: {_some(sorted(strangers))}. "
             "Remove it by hand or choose another destination."
         )
     destination.root.remove(CONFIG_PBTXT)

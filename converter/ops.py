@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from converter.errors import Problem, SourceError, report
-from converter.tensor import Array, Box, LazyTensor, TensorSpec, short_name
+from converter.tensor import Array, Box, LazyTensor, TensorSpec, short_name, widest
 
 
 def transpose(tensor: LazyTensor) -> LazyTensor:
@@ -107,7 +107,7 @@ def cast(tensor: LazyTensor, dtype: np.dtype[Any]) -> LazyTensor:
     """[...] -> [...] in another type, rounded to nearest even. A finite value that becomes infinite is an error."""
     if tensor.spec.dtype == dtype:
         return tensor
-    narrowing = np.promote_types(tensor.spec.dtype, dtype) != dtype
+    narrowing = widest((tensor.spec.dtype, dtype)) != dtype
 
     def compute(box: Box, array: Array) -> Array:
         with np.errstate(over="ignore"):

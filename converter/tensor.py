@@ -12,7 +12,7 @@ which output, before anything is read.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -36,6 +36,12 @@ def dtype_named(name: str) -> np.dtype[Any]:
 def short_name(dtype: np.dtype[Any]) -> str:
     """`fp32`, `fp16` or `bf16`; numpy's own name for anything else."""
     return next((short for short, name in DTYPES.items() if name == dtype.name), dtype.name)
+
+
+def widest(dtypes: Iterable[np.dtype[Any]]) -> np.dtype[Any]:
+    """The narrowest type that holds all of them exactly: two different ones need float32."""
+    found = set(dtypes)
+    return found.pop() if len(found) == 1 else np.dtype(np.float32)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,58 @@
+"""What NVIDIA's converters and T5X's own network gave for the same weights."""
+
+from __future__ import annotations
+
+import configparser
+import hashlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import ROOT
+
+from converter.convert import Request, convert, prepare
+from converter.formats import fastertransformer
+
+EXPECTED = json.loads((ROOT / "tests" / "golden" / "fastertransformer.json").read_text())
+CASES = [(case, tp) for case, expected in EXPECTED.items() for tp in expected["sha256"]]
+PRESETS = {"t5x_ul2_gzip": "ul2", "t5x_untied_asym_raw": "flan-t5", "t5x_t5_1_1_networkgin": "t5-v1.1"}
+
+
+@pytest.mark.parametrize(("case", "tp"), CASES)
+def test_every_file_equals_nvidias(golden: Callable[[str], Path], tmp_path: Path, case: str, tp: str) -> None:
+    request = Request(str(golden(case)), str(tmp_path), PRESETS[case], tensor_parallel=int(tp[2:]), layout="weights")
+    convert(prepare(request))
+    weights = tmp_path / f"{tp[2:]}-gpu"
+    found = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in weights.glob("*.bin")}
+    assert found == EXPECTED[case]["sha256"][tp]
+
+    ini = configparser.ConfigParser()
+    ini.read(weights / "config.ini")
+    for section, values in EXPECTED[case]["config"].items():
+        assert {key: ini[section][key] for key in values} == values, section
+
+
+@pytest.mark.parametrize(("case", "model"), [("ul2_tied_legacy_f32", "ul2"), ("t5_1_1_untied_legacy_bf16", "t5-v1.1")])
+@pytest.mark.parametrize("tp", [1, 2])
+def test_weights_read_back_give_t5xs_logits(
+    golden: Callable[[str], Path], tmp_path: Path, case: str, model: str, tp: int
+) -> None:
+    import torch
+
+    from model_repository.backends import reference
+
+    source = golden(case)
+    convert(prepare(Request(str(source), str(tmp_path), model, tensor_parallel=tp, layout="weights")))
+    network = reference.load(fastertransformer.open(str(tmp_path / f"{tp}-gpu")))
+    oracle = np.load(source / "oracle.npz")
+    encoder, decoder = (torch.from_numpy(oracle[f"{side}_input_tokens"]).long() for side in ("encoder", "decoder"))
+    with torch.inference_mode():
+        logits = network(input_ids=encoder, attention_mask=(encoder != 0).long(), decoder_input_ids=decoder).logits
+    # T5X masks padding in the decoder, transformers does not: only positions before it can be compared.
+    real = np.cumprod(oracle["decoder_input_tokens"][:, 1:] != 0, axis=1).astype(bool)
+    real = np.concatenate([np.ones((len(real), 1), bool), real], axis=1)
+    assert real.sum() > 10
+    difference = np.abs(logits.numpy() - oracle["logits"])[real]
+    assert difference.max() < 1e-4, f"largest difference {difference.max()}"

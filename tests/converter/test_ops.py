@@ -1,0 +1,111 @@
+"""Every operation, and chains of them, against numpy on random boxes; and what they say they need."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from converter import ops
+from converter.errors import SourceError
+from converter.tensor import Box, LazyTensor, TensorSpec, dtype_named, in_memory, leaf
+
+
+def counted(array: np.ndarray, grain: tuple[int, ...]) -> tuple[LazyTensor, list[Box]]:
+    """A leaf that notes what is read of it."""
+    reads: list[Box] = []
+
+    def read(box: Box) -> np.ndarray:
+        reads.append(box)
+        return array[box.slices]
+
+    return leaf(TensorSpec(array.shape, array.dtype), "leaf", grain, read), reads
+
+
+def ramp(*shape: int) -> np.ndarray:
+    return np.arange(np.prod(shape), dtype=np.float32).reshape(shape)
+
+
+a, b, c = ramp(6, 4), ramp(6, 4) + 100, ramp(6, 4) + 200
+CHAINS: dict[str, tuple[Callable[[], LazyTensor], np.ndarray]] = {
+    "transpose": (lambda: ops.transpose(in_memory(a, "a")), a.T),
+    "stack": (lambda: ops.stack([in_memory(x, "x") for x in (a, b, c)], 1), np.stack([a, b, c], 1)),
+    "unstack": (lambda: ops.unstack(in_memory(ramp(3, 4, 2), "x"), 1)[2], ramp(3, 4, 2)[:, 2]),
+    "concat 0": (lambda: ops.concat([in_memory(x, "x") for x in (a, b)], 0), np.concatenate([a, b], 0)),
+    "concat -1": (lambda: ops.concat([in_memory(x, "x") for x in (a, b, c)], -1), np.concatenate([a, b, c], -1)),
+    "cast": (lambda: ops.cast(in_memory(a, "a"), np.dtype(np.float16)), a.astype(np.float16)),
+    "fused qkv of shards": (
+        lambda: ops.stack([ops.transpose(ops.concat([in_memory(x, "x"), in_memory(b, "b")], 0)) for x in (a, c)], 1),
+        np.stack([np.concatenate([x, b], 0).T for x in (a, c)], 1),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CHAINS)
+@given(data=st.data())
+def test_a_box_equals_the_same_box_of_the_whole(name: str, data: st.DataObject) -> None:
+    make, expected = CHAINS[name]
+    tensor = make()
+    assert tensor.spec == TensorSpec(expected.shape, expected.dtype)
+    start = tuple(data.draw(st.integers(0, size)) for size in expected.shape)
+    stop = tuple(data.draw(st.integers(low, size)) for low, size in zip(start, expected.shape, strict=True))
+    box = Box(start, stop)
+    found = tensor.read(box)
+    assert found.shape == box.shape
+    assert found.dtype == expected.dtype
+    assert (found == expected[box.slices]).all()
+
+
+def test_only_what_is_needed_is_read() -> None:
+    first, first_reads = counted(a, (1, 4))
+    second, second_reads = counted(b, (1, 4))
+    tensor = ops.concat([ops.transpose(first), ops.transpose(second)], 1)  # [4, 12]
+    box = Box((1, 2), (3, 5))  # columns 2..5 lie in the first alone
+    assert (tensor.read(box) == np.concatenate([a.T, b.T], 1)[1:3, 2:5]).all()
+    assert first_reads == [Box((2, 1), (5, 3))]
+    assert second_reads == []
+    # what the plan counts is grown to whole grains: rows of the leaf are 4 wide
+    assert list(tensor.leaf_boxes(box)) == [(first, Box((2, 0), (5, 4)))]
+
+
+def test_grains_follow_the_layout() -> None:
+    tensor, _ = counted(ramp(6, 4), (3, 2))
+    assert ops.transpose(tensor).grain == (2, 3)
+    assert ops.stack([tensor, tensor], 1).grain == (3, 1, 2)
+    assert ops.concat([tensor, tensor], 0).grain == (3, 2)  # 6 rows are whole grains: the seam is one, too
+    odd, _ = counted(ramp(5, 4), (3, 2))
+    assert ops.concat([odd, odd], 0).grain == (10, 2)  # a grain of the second starts at row 5: only all rows are safe
+
+
+@pytest.mark.parametrize(("dtype", "value"), [("fp16", 65520.0), ("fp16", -1e30), ("bf16", 3.4e38)])
+def test_a_finite_value_never_becomes_infinite(dtype: str, value: float) -> None:
+    array = np.array([[1.0, 2.0], [3.0, value]], np.float32)
+    tensor = ops.cast(in_memory(array, "some.weight"), dtype_named(dtype))
+    with pytest.raises(SourceError) as caught:
+        tensor.read(Box((1, 0), (2, 2)))
+    assert "some.weight" in str(caught.value)
+    assert "[1, 1]" in str(caught.value)  # where in the whole tensor, not in the box
+    assert tensor.read(Box((0, 0), (1, 2))).tolist() == [[1.0, 2.0]]
+
+
+@pytest.mark.parametrize("dtype", ["fp16", "bf16"])
+def test_infinite_and_nan_stay_what_they_are(dtype: str) -> None:
+    array = np.array([np.inf, -np.inf, np.nan, 65504.0], np.float32)
+    found = ops.cast(in_memory(array, "x"), dtype_named(dtype)).read().astype(np.float32)
+    assert found[:2].tolist() == [np.inf, -np.inf]
+    assert np.isnan(found[2])
+    assert np.isfinite(found[3])
+
+
+def test_bfloat16_to_float16_is_checked_too() -> None:
+    array = np.array([1.0, 1e10], np.float32).astype(dtype_named("bf16"))
+    with pytest.raises(SourceError):
+        ops.cast(in_memory(array, "x"), dtype_named("fp16")).read()
+
+
+def test_different_shapes_cannot_be_stacked() -> None:
+    with pytest.raises(ValueError, match="equal shapes"):
+        ops.stack([in_memory(a, "a"), in_memory(a.T, "b")], 0)
