@@ -1,0 +1,43 @@
+# Two commands do everything on a fresh machine with Python and a package index: `make demo` and `make test`.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-slow lint format clean
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' Makefile
+
+demo: $(VENV)/.demo ## convert, serve and evaluate the example model; one table at the end
+	$(BIN)/python examples/demo.py
+
+test: $(VENV)/.all lint ## everything that must hold before a change lands
+	$(BIN)/python -m pytest -m "not slow"
+
+test-slow: $(VENV)/.all ## the tests that take longer
+	$(BIN)/python -m pytest -m slow
+
+lint: $(VENV)/.all ## style, types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(VENV)/.all ## mend what can be mended by itself
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean: ## remove the environment and everything made
+	rm -rf $(VENV) .build
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.demo: setup.cfg constraints.txt | $(VENV)/bin/python
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[serve,eval]'
+	touch $@
+
+$(VENV)/.all: setup.cfg constraints.txt | $(VENV)/bin/python
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[all]'
+	touch $@

@@ -1,0 +1,1 @@
+"""One file per wire protocol, each an adapter that gives an `Endpoint` (base.py): connect, preflight, requests."""

@@ -1,0 +1,157 @@
+"""Tokenizers: text <-> token ids, as the model was trained.
+
+    path ─> SentencePiece .model | tokenizer.json | folder that holds one of them ─> Tokenizer
+    text ─> pieces, cut to leave room, then the end token ─> Prompt          (what T5 is given)
+    ids ─> cut at the first end token ─> text                                (what T5 gives back)
+
+In a folder tokenizer.json wins over spiece.model and tokenizer.model: it is what transformers loads, with the tokens
+that were added later.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from evaluator.errors import NotFoundError, OptionsError, missing_package
+
+FOLDER_FILES = ("tokenizer.json", "spiece.model", "tokenizer.model")  # in the order they are looked for
+END_TOKENS = ("</s>", "<eos>", "<|endoftext|>", "<|end_of_text|>", "<|im_end|>")  # in the order they are looked for
+
+
+class Tokenizer(Protocol):
+    """`encode` adds no special tokens; `decode` drops them (padding and end among them)."""
+
+    @property
+    def end_id(self) -> int: ...
+
+    def encode(self, text: str) -> list[int]: ...
+
+    def decode(self, ids: Sequence[int]) -> str: ...
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """What is sent for one row: ids that end in the end token, and whether the text was cut to fit."""
+
+    input_ids: tuple[int, ...]
+    truncated: bool
+
+
+def prompt(tokenizer: Tokenizer, text: str, max_input_tokens: int) -> Prompt:
+    """The first `max_input_tokens - 1` pieces of `text`, then the end token, as T5's own preprocessing cuts."""
+    ids = tokenizer.encode(text)
+    room = max_input_tokens - 1
+    return Prompt((*ids[:room], tokenizer.end_id), truncated=len(ids) > room)
+
+
+def until_end(ids: Sequence[int], end_id: int) -> list[int]:
+    """`ids` before the first end token; all of them where there is none."""
+    ids = list(ids)
+    return ids[: ids.index(end_id)] if end_id in ids else ids
+
+
+def load(path: str) -> Tokenizer:
+    """Open a SentencePiece `.model`, a `tokenizer.json`, or a Hugging Face folder that holds one of FOLDER_FILES.
+
+    Raises:
+        NotFoundError: there is nothing at `path`, or a folder without a tokenizer.
+        OptionsError: the file is no tokenizer, has no end token, or its library is not installed.
+    """
+    file = Path(path)
+    if file.is_dir():
+        found = [file / name for name in FOLDER_FILES if (file / name).is_file()]
+        if not found:
+            raise NotFoundError(
+                f"--tokenizer: expected one of {', '.join(FOLDER_FILES)} in the folder {path}, found none of them\n"
+                "  mend: give the folder the tokenizer was saved in, or the file itself"
+            )
+        file = found[0]
+    if not file.is_file():
+        raise NotFoundError(
+            f"--tokenizer: expected a SentencePiece .model, a tokenizer.json or a folder with one of them, "
+            f"found nothing at {path}"
+        )
+    return HuggingFace(file) if file.suffix == ".json" else SentencePiece(file)
+
+
+class SentencePiece:
+    """A SentencePiece model; the end token is its `eos_id`."""
+
+    def __init__(self, file: Path) -> None:
+        try:
+            from sentencepiece import SentencePieceProcessor
+        except ImportError as error:
+            raise missing_package("sentencepiece", f"the tokenizer {file}") from error
+        try:
+            self._processor = SentencePieceProcessor(model_file=str(file))
+        except (RuntimeError, OSError) as error:
+            raise OptionsError(f"--tokenizer: {file} is not a SentencePiece model ({error})") from error
+        self.end_id: int = self._processor.eos_id()
+        self._unknown_id: int = self._processor.unk_id()
+        self._size: int = self._processor.get_piece_size()
+        if self.end_id < 0:
+            raise OptionsError(
+                f"--tokenizer: {file} defines no end token (its eos_id is {self.end_id}), which every prompt ends in\n"
+                "  mend: give the tokenizer the model was trained with"
+            )
+
+    def encode(self, text: str) -> list[int]:
+        return list(self._processor.encode(text))
+
+    def decode(self, ids: Sequence[int]) -> str:
+        # A model's vocabulary is padded beyond the pieces; seqio decodes such an id as unknown, so T5's figures do too.
+        known = [id if id < self._size else self._unknown_id for id in ids]
+        return str(self._processor.decode(known))
+
+
+class HuggingFace:
+    """A `tokenizer.json`.
+
+    The file itself does not say which token ends a text. It is `eos_token` of the tokenizer_config.json beside it;
+    without one, the first of END_TOKENS that is a special token of the file.
+    """
+
+    def __init__(self, file: Path) -> None:
+        try:
+            from tokenizers import Tokenizer as Backend
+        except ImportError as error:
+            raise missing_package("tokenizers", f"the tokenizer {file}") from error
+        try:
+            self._backend = Backend.from_file(str(file))
+        except Exception as error:  # the library raises bare Exception for a file it cannot parse
+            raise OptionsError(f"--tokenizer: {file} is not a tokenizer.json ({error})") from error
+        # Both may be saved in the file; here the prompt is cut and counted by `prompt`.
+        self._backend.no_truncation()
+        self._backend.no_padding()
+        special = {token.content: id for id, token in self._backend.get_added_tokens_decoder().items() if token.special}
+        stated = _stated_end_token(file.parent / "tokenizer_config.json")
+        end_id = self._backend.token_to_id(stated) if stated else None
+        if end_id is None:
+            end_id = next((special[token] for token in END_TOKENS if token in special), None)
+        if end_id is None:
+            raise OptionsError(
+                f"--tokenizer: {file} has no end token, which every prompt ends in: expected an eos_token in "
+                f"tokenizer_config.json beside it or one of {' '.join(END_TOKENS)}, "
+                f"found the special tokens {' '.join(sorted(special)) or '(none)'}"
+            )
+        self.end_id: int = end_id
+
+    def encode(self, text: str) -> list[int]:
+        return list(self._backend.encode(text, add_special_tokens=False).ids)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return self._backend.decode(list(ids), skip_special_tokens=True)
+
+
+def _stated_end_token(config: Path) -> str | None:
+    """`eos_token` of a tokenizer_config.json: a string, or an object with `content`. None where there is none."""
+    if not config.is_file():
+        return None
+    try:
+        token = json.loads(config.read_text("utf-8")).get("eos_token")
+    except (ValueError, AttributeError) as error:
+        raise OptionsError(f"--tokenizer: {config} is not a JSON object ({error})") from error
+    token = token.get("content") if isinstance(token, dict) else token
+    return token if isinstance(token, str) else None
