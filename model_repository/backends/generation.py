@@ -1,0 +1,209 @@
+"""Text generation on a CPU, shared by every backend that stands in for a GPU one.
+
+    requests ─> Row, ... (one per sequence) ─> greedy(model, rows) ─> [ids] per row ─> pad_outputs ─> response tensors
+
+What a request asks for beyond greedy decoding is refused by name (`refuse_unsupported`), never ignored: a stand-in that
+answers with something else than the real backend would be worse than none.
+
+Nothing here knows of Triton.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from transformers import (
+    DynamicCache,
+    EncoderDecoderCache,
+    GenerationConfig,
+    GenerationMixin,
+    StoppingCriteria,
+    StoppingCriteriaList,
+)
+
+Array = npt.NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Row:
+    """What one sequence of a batch asks for.
+
+    Args:
+        input_ids: the encoder's token ids, without padding.
+        max_output_len: the most tokens to generate, the end token included.
+        start_id: the decoder's first input; no part of the result.
+        end_id: ends the result and is its last token. An id outside the vocabulary is never reached.
+    """
+
+    input_ids: Sequence[int]
+    max_output_len: int
+    start_id: int
+    end_id: int
+
+    def check(self, vocab_size: int) -> None:
+        """Raise ValueError for ids that the model has no embedding for, and for an empty input."""
+        ids = [*self.input_ids, self.start_id]
+        if len(ids) == 1:
+            raise ValueError("input_ids is empty; expected at least one token")
+        if min(ids) < 0 or max(ids) >= vocab_size:
+            wrong = next(i for i in ids if not 0 <= i < vocab_size)
+            raise ValueError(f"token id {wrong} is outside the vocabulary; expected 0 to {vocab_size - 1}")
+        if self.max_output_len < 0:
+            raise ValueError(f"max_output_len is {self.max_output_len}; expected 0 or more")
+
+
+class _EachRowEnds(StoppingCriteria):  # type: ignore[misc]  # transformers' base class is untyped
+    """A row is done when it has its own end token or its own number of tokens."""
+
+    def __init__(self, rows: Sequence[Row]) -> None:
+        self.end_ids = torch.tensor([row.end_id for row in rows])
+        self.lengths = torch.tensor([row.max_output_len for row in rows])
+
+    def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
+        """[rows, 1 + generated] -> bool [rows]. The start token is the first column."""
+        return (input_ids[:, -1] == self.end_ids) | (input_ids.shape[1] - 1 >= self.lengths)
+
+
+@torch.inference_mode()
+def greedy(model: GenerationMixin, rows: Sequence[Row]) -> list[list[int]]:
+    """The most probable token at each step, for every row as if it were alone.
+
+    Args:
+        model: an encoder-decoder model in eval mode. Its own generation settings are not used.
+        rows: decoded together as one batch; they may differ in everything.
+
+    Returns:
+        per row its generated ids, at most `max_output_len`; the last one is the end id if that was reached.
+
+    Raises:
+        ValueError: a row that `Row.check` refuses.
+    """
+    vocab_size = model.get_input_embeddings().num_embeddings
+    for row in rows:
+        row.check(vocab_size)
+    steps = max((row.max_output_len for row in rows), default=0)
+    if steps == 0:
+        return [[] for _ in rows]
+
+    longest = max(len(row.input_ids) for row in rows)
+    input_ids = torch.zeros(len(rows), longest, dtype=torch.long)  # what stands in the padding is never looked at
+    mask = torch.zeros_like(input_ids)
+    for i, row in enumerate(rows):
+        input_ids[i, : len(row.input_ids)] = torch.tensor(row.input_ids)
+        mask[i, : len(row.input_ids)] = 1
+
+    config = GenerationConfig(
+        do_sample=False,
+        num_beams=1,
+        max_new_tokens=steps,
+        decoder_start_token_id=[row.start_id for row in rows],
+        pad_token_id=0,
+    )
+    # `generate` fills what a config leaves open from the model's own, so that one has to be empty; the copy is shallow
+    # and shares the weights.
+    plain = copy.copy(model)
+    plain.generation_config = GenerationConfig()
+    stop = StoppingCriteriaList([_EachRowEnds(rows)])
+    # `generate` would make a cache of as many layers as T5's *encoder* has; one without a config grows as needed.
+    cache = EncoderDecoderCache(DynamicCache(), DynamicCache())
+    # [rows, 1 + steps]; a row that is done goes on with whatever comes until all are
+    output = plain.generate(
+        input_ids, attention_mask=mask, generation_config=config, stopping_criteria=stop, past_key_values=cache
+    )
+    return [
+        _until_end(ids[1 : 1 + row.max_output_len], row.end_id) for ids, row in zip(output.tolist(), rows, strict=True)
+    ]
+
+
+def _until_end(ids: list[int], end_id: int) -> list[int]:
+    return ids[: ids.index(end_id) + 1] if end_id in ids else ids
+
+
+def pad_outputs(
+    generated: Sequence[Sequence[int]], rows: Sequence[Row], dtype: npt.DTypeLike = np.int32
+) -> tuple[Array, Array]:
+    """Generated ids as FasterTransformer returns them: output_ids [batch, 1, max_output_len], lengths [batch, 1].
+
+    The lengths are its output sequence_length, where the end token counts: a length grows while its row had not
+    finished before the step (FasterTransformer, kernels/sampling_topk_kernels.cu). A finished row goes on with end ids
+    until the whole batch has finished; the tensor was zero before, and stays so from there (models/t5/T5Decoding.cc).
+    Where the rows differ in max_output_len, FasterTransformer takes the first one's for all of them
+    (triton_backend/t5/T5TritonModelInstance.cc); here each row has its own, and the tensor is as long as the largest.
+    """
+    shape = (len(rows), 1, max((row.max_output_len for row in rows), default=0))
+    output_ids = np.zeros(shape, dtype)
+    lengths = np.array([[len(ids)] for ids in generated], dtype).reshape(len(rows), 1)
+    finished = lengths.max(initial=0)
+    for out, ids, row in zip(output_ids[:, 0], generated, rows, strict=True):
+        out[:finished] = row.end_id
+        out[: len(ids)] = ids
+    return output_ids, lengths
+
+
+@dataclass(frozen=True)
+class Neutral:
+    """Which values of an optional input change nothing about greedy decoding."""
+
+    holds: Callable[[Array], bool]
+    description: str
+
+
+def only(*values: float) -> Neutral:
+    """These values and no others; NaN equals none of them."""
+    return Neutral(lambda array: bool(np.isin(array, values).all()), " or ".join(map(str, values)))
+
+
+ANY = Neutral(lambda array: bool((array == array).all()), "any number")  # NaN differs from itself
+# [..., 2, n]: token ids above, the offset where each word ends below; -1 is no word
+NO_WORDS = Neutral(lambda array: bool((array[..., 1, :] == -1).all()), "no words, [[0], [-1]]")
+
+# The optional inputs of the FasterTransformer backend. What is not here has no neutral value (prompt and adapter
+# inputs). Defaults and meaning: FasterTransformer, layers/sampling_layers/{TopKSamplingLayer.cu,BaseSamplingLayer.cc}.
+NEUTRAL: Mapping[str, Neutral] = {
+    "runtime_top_k": only(0, 1),  # 0, also the default, is 1 as long as top_p is 0
+    "runtime_top_p": only(0.0),  # with top_k 0, its default, 1.0 would sample from the whole vocabulary
+    "beam_width": only(1),
+    "temperature": only(1.0),
+    "len_penalty": only(0.0, 1.0),  # two conventions of saying none; beam search alone looks at it
+    "repetition_penalty": only(1.0),
+    "presence_penalty": only(0.0),
+    "min_length": only(0),
+    "beam_search_diversity_rate": only(0.0),
+    "is_return_log_probs": only(False),
+    "bad_words_list": NO_WORDS,
+    "stop_words_list": NO_WORDS,
+    # these steer sampling, and greedy decoding does not sample
+    "random_seed": ANY,
+    "top_p_decay": ANY,
+    "top_p_min": ANY,
+    "top_p_reset_ids": ANY,
+}
+
+
+def refuse_unsupported(inputs: Mapping[str, Array], neutral: Mapping[str, Neutral] = NEUTRAL) -> None:
+    """Refuse what a request asks for and greedy decoding does not give.
+
+    Args:
+        inputs: the optional inputs that a request has, by name, and that the backend does not handle itself.
+        neutral: per name the values that may be given all the same.
+
+    Raises:
+        ValueError: with one line per input that is not neutral, or not in the table.
+    """
+    problems = []
+    for name, array in inputs.items():
+        if name not in neutral:
+            problems.append(f"input '{name}' is not supported yet; leave it out")
+        elif not neutral[name].holds(array):
+            problems.append(
+                f"input '{name}' is {array.tolist()}; only greedy decoding is supported for now, which takes "
+                f"{neutral[name].description}"
+            )
+    if problems:
+        raise ValueError("\n".join(problems))

@@ -1,0 +1,72 @@
+"""config.pbtxt as what it is, a protobuf in text form: built and parsed as `inference.ModelConfig`, never filled in.
+
+Source of the message: tritonclient.grpc.model_config_pb2, the server's own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from google.protobuf import text_format
+from tritonclient.grpc.model_config_pb2 import DataType, ModelConfig, ModelInput
+
+from converter.errors import SourceError
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """One input or output: Triton's type without `TYPE_`, and the shape of one request without the batch dimension."""
+
+    name: str
+    dtype: str
+    dims: tuple[int, ...]
+    optional: bool = False
+
+
+def scalar(name: str, dtype: str, optional: bool = True) -> Tensor:
+    """One value per request: the client sends [batch, 1], the backend sees [batch]."""
+    return Tensor(name, dtype, (), optional)
+
+
+def add_inputs(config: ModelConfig, tensors: Sequence[Tensor]) -> None:
+    """Declare inputs; a scalar is dims [1] with an empty reshape."""
+    for tensor in tensors:
+        added: ModelInput = config.input.add(
+            name=tensor.name, data_type=_type(tensor.dtype), dims=tensor.dims or (1,), optional=tensor.optional
+        )
+        if not tensor.dims:
+            added.reshape.SetInParent()
+
+
+def add_outputs(config: ModelConfig, tensors: Sequence[Tensor]) -> None:
+    """Declare outputs."""
+    for tensor in tensors:
+        config.output.add(name=tensor.name, data_type=_type(tensor.dtype), dims=tensor.dims)
+
+
+def add_parameters(config: ModelConfig, values: Mapping[str, str]) -> None:
+    """Backend parameters; all of them are strings."""
+    for key, value in values.items():
+        config.parameters[key].string_value = value
+
+
+def emit(config: ModelConfig) -> str:
+    """The text of config.pbtxt; the same message always gives the same text."""
+    return str(text_format.MessageToString(config, use_short_repeated_primitives=True))
+
+
+def parse(text: str, where: str) -> ModelConfig:
+    """The message in a config.pbtxt.
+
+    Raises:
+        SourceError: not a ModelConfig; names line and column.
+    """
+    try:
+        return text_format.Parse(text, ModelConfig())
+    except text_format.ParseError as error:
+        raise SourceError(f"{where}: expected a Triton model configuration, found: {error}") from error
+
+
+def _type(dtype: str) -> int:
+    return int(DataType.Value(f"TYPE_{dtype}"))

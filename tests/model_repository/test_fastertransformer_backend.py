@@ -1,0 +1,153 @@
+"""The CPU backend behind the real Triton, serving a converted repository unmodified."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tiny
+import tritonclient.grpc as triton
+from click.testing import CliRunner
+
+from converter.cli import main
+from converter.errors import SourceError
+from converter.formats import open_any
+from model_repository.backends import reference
+from model_repository.server import TritonServer
+
+SIZES = tiny.T5(tied=False, vocab_size=90)  # untied: transformers would tie it behind our back
+PROMPTS = [[5, 9, 3, 1], [17, 1], [60, 61, 62, 63, 64, 65, 66, 1]]
+STEPS = 12
+
+
+@pytest.fixture(scope="module")
+def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two models as `ftconvert` leaves them."""
+    base = tmp_path_factory.mktemp("repository")
+    source = tiny.t5x_checkpoint(base / "source", SIZES)
+    for name, options in {"one": ["--dtype", "bf16"], "four": ["-t", "4"]}.items():
+        command = ["jax-to-ft", "--model", "ul2", "--name", name, *options, str(source), str(base / "models")]
+        result = CliRunner().invoke(main, command)
+        assert result.exit_code == 0, result.output
+    return base / "models"
+
+
+@pytest.fixture(scope="module")
+def client(repository: Path) -> Iterator[Any]:
+    with TritonServer(repository) as server, triton.InferenceServerClient(f"127.0.0.1:{server.grpc_port}") as client:
+        yield client
+
+
+def infer(client: Any, model: str, prompts: list[list[int]], **scalars: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Send one request with all prompts, padded; returns output_ids [batch, beam, length] and the lengths."""
+    ids = np.full((len(prompts), max(map(len, prompts))), 77, np.uint32)  # the padding is no token the model may see
+    for row, prompt in zip(ids, prompts, strict=True):
+        row[: len(prompt)] = prompt
+    values = {"input_ids": ids, "sequence_length": np.array([[len(prompt)] for prompt in prompts], np.uint32)}
+    for name, value in {"max_output_len": np.uint32(STEPS), **scalars}.items():
+        values[name] = value if isinstance(value, np.ndarray) else np.full((len(prompts), 1), value)
+    inputs = []
+    for name, array in values.items():
+        inputs.append(triton.InferInput(name, list(array.shape), triton.np_to_triton_dtype(array.dtype)))
+        inputs[-1].set_data_from_numpy(array)
+    response = client.infer(model, inputs)
+    return response.as_numpy("output_ids"), response.as_numpy("sequence_length")
+
+
+def alone(model: Any, prompt: list[int], start: int = 0, end: int = 1, steps: int = STEPS) -> list[int]:
+    """Greedy decoding of one prompt, one step at a time, with nothing but the model's forward pass."""
+    import torch
+
+    decoded = [start]
+    with torch.inference_mode():
+        while len(decoded) <= steps and (len(decoded) == 1 or decoded[-1] != end):
+            ids = [torch.tensor([prompt]), torch.tensor([decoded])]
+            decoded.append(int(model(input_ids=ids[0], decoder_input_ids=ids[1]).logits[0, -1].argmax()))
+    return decoded[1:]
+
+
+@pytest.mark.parametrize("name", ["one", "four"])
+def test_a_batch_of_unequal_lengths_gives_each_row_its_own_answer(client: Any, repository: Path, name: str) -> None:
+    output_ids, lengths = infer(client, name, PROMPTS)
+    assert output_ids.dtype == np.int32
+    assert output_ids.shape == (3, 1, STEPS)
+    model = reference.load(open_any(str(repository / name)))
+    expected = [alone(model, prompt) for prompt in PROMPTS]
+    assert [ids[0, :length].tolist() for ids, length in zip(output_ids, lengths[:, 0], strict=True)] == expected
+    assert len({tuple(ids) for ids in expected}) == 3  # a model that answers everything alike would prove nothing
+
+
+def test_start_id_end_id_and_length_are_honoured_per_row(client: Any, repository: Path) -> None:
+    model = reference.load(open_any(str(repository / "four")))
+    starts, steps = [0, 8, 30], [3, 12, 7]
+    ends = [alone(model, prompt, start, -1)[4] for prompt, start in zip(PROMPTS, starts, strict=True)]
+    column = {"start_id": starts, "end_id": ends, "max_output_len": steps}
+    given = {name: np.array(values, np.uint32).reshape(3, 1) for name, values in column.items()}
+    output_ids, lengths = infer(client, "four", PROMPTS, **given)
+    for i, prompt in enumerate(PROMPTS):
+        expected = alone(model, prompt, starts[i], ends[i], steps[i])
+        assert output_ids[i, 0, : lengths[i, 0]].tolist() == expected, i
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("runtime_top_k", np.uint32(40)),
+        ("runtime_top_p", np.float32(0.9)),
+        ("temperature", np.float32(0.5)),
+        ("beam_width", np.uint32(4)),
+        ("repetition_penalty", np.float32(1.2)),
+        ("is_return_log_probs", np.bool_(True)),
+        ("stop_words_list", np.array([[[7], [1]]] * 3, np.int32)),
+    ],
+)
+def test_what_is_not_supported_is_refused_by_name(client: Any, name: str, value: Any) -> None:
+    with pytest.raises(triton.InferenceServerException, match=f"'{name}'"):
+        infer(client, "four", PROMPTS, **{name: value})
+
+
+def test_neutral_values_change_nothing(client: Any) -> None:
+    neutral = {
+        "runtime_top_k": np.uint32(1),
+        "temperature": np.float32(1.0),
+        "beam_width": np.uint32(1),
+        "random_seed": np.uint64(7),
+        "is_return_log_probs": np.bool_(False),
+        "bad_words_list": np.array([[[0], [-1]]] * 3, np.int32),
+    }
+    for given, plain in zip(infer(client, "four", PROMPTS, **neutral), infer(client, "four", PROMPTS), strict=True):
+        assert (given == plain).all()
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"sequence_length": np.array([[4], [2], [9]], np.uint32)}, "sequence_length"),
+        ({"sequence_length": np.array([[4], [0], [8]], np.uint32)}, "sequence_length"),
+        ({"input_ids": np.full((3, 8), 90, np.uint32)}, "vocabulary"),
+    ],
+)
+def test_a_request_that_makes_no_sense_is_refused(client: Any, change: dict[str, np.ndarray], told: str) -> None:
+    with pytest.raises(triton.InferenceServerException, match=told):
+        infer(client, "four", PROMPTS, **change)
+
+
+@pytest.mark.parametrize(
+    ("damage", "told"),
+    [
+        (lambda weights: (weights / "decoder.block.1.layer.1.EncDecAttention.k.weight.2.bin").unlink(), "no such file"),
+        (lambda weights: (weights / "lm_head.weight.bin").write_bytes(b"\0"), "1 bytes"),
+        (lambda weights: (weights / "shared.weight.bin").write_bytes(bytes(90 * 12 * 4)), "shared.weight"),
+    ],
+    ids=["missing", "short", "contradicting"],
+)
+def test_damaged_weights_are_never_served(tmp_path: Path, repository: Path, damage: Any, told: str) -> None:
+    """The real backend would serve all three without an error."""
+    shutil.copytree(repository / "four", tmp_path / "four")
+    damage(tmp_path / "four" / "1" / "4-gpu")
+    with pytest.raises(SourceError, match=told), TritonServer(tmp_path):
+        pass

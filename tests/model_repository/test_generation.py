@@ -1,0 +1,220 @@
+"""Generation against transformers' own, one row at a time, with small random models in float32."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from transformers import GenerationConfig, T5Config, T5ForConditionalGeneration
+
+from model_repository.backends.generation import NEUTRAL, Row, greedy, pad_outputs, refuse_unsupported
+
+VOCABULARY = 97
+
+
+def tiny_t5(encoder_layers: int = 2, decoder_layers: int = 2) -> T5ForConditionalGeneration:
+    """Weights far larger than a fresh model's, so that the result depends on the input and repeats itself little."""
+    torch.manual_seed(11)
+    config = T5Config(
+        vocab_size=VOCABULARY,
+        d_model=32,
+        d_kv=8,
+        d_ff=48,
+        num_layers=encoder_layers,
+        num_decoder_layers=decoder_layers,
+        num_heads=4,
+        feed_forward_proj="gated-silu",
+    )
+    model = T5ForConditionalGeneration(config).eval()
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.normal_(std=1.0 if weight.ndim == 1 else 0.5)
+    return model
+
+
+@pytest.fixture(scope="module")
+def model() -> T5ForConditionalGeneration:
+    return tiny_t5()
+
+
+def rows() -> list[Row]:
+    """Six rows of unequal lengths, each with its own start id and number of tokens; nothing ends them early."""
+    random = np.random.default_rng(5)
+    lengths = (3, 17, 1, 9, 30, 9)
+    return [
+        Row(random.integers(2, VOCABULARY, length).tolist(), max_output_len=6 + 3 * i, start_id=i, end_id=VOCABULARY)
+        for i, length in enumerate(lengths)
+    ]
+
+
+def alone(model: T5ForConditionalGeneration, row: Row) -> list[int]:
+    """What transformers generates for one row without padding and without a cache; without the start token."""
+    config = GenerationConfig(
+        do_sample=False,
+        use_cache=False,
+        max_new_tokens=row.max_output_len,
+        decoder_start_token_id=row.start_id,
+        eos_token_id=row.end_id,
+        pad_token_id=0,
+    )
+    return list(model.generate(torch.tensor([row.input_ids]), generation_config=config)[0].tolist()[1:])
+
+
+def test_each_row_is_what_transformers_generates_for_it_alone(model: T5ForConditionalGeneration) -> None:
+    batch = rows()
+    expected = [alone(model, row) for row in batch]
+    assert [len(ids) for ids in expected] == [6, 9, 12, 15, 18, 21]
+    assert len({tuple(ids[:6]) for ids in expected}) == 6  # the rows tell apart
+    assert greedy(model, batch) == expected
+
+    # now each row ends at its own token: the third it would have generated, or the first of the last row
+    ended = [replace(row, end_id=ids[2]) for row, ids in zip(batch[:5], expected[:5], strict=True)]
+    ended.append(replace(batch[5], end_id=expected[5][0]))
+    expected = [alone(model, row) for row in ended]
+    assert [ids[-1] for ids in expected] == [row.end_id for row in ended]
+    assert [len(ids) for ids in expected] == [
+        ids.index(row.end_id) + 1 for ids, row in zip(expected, ended, strict=True)
+    ]
+    assert max(map(len, expected)) == 3
+    assert len(expected[5]) == 1
+    assert greedy(model, ended) == expected
+
+
+@pytest.mark.parametrize(("encoder_layers", "decoder_layers"), [(1, 3), (3, 1)])
+def test_encoder_and_decoder_may_differ_in_depth(encoder_layers: int, decoder_layers: int) -> None:
+    model = tiny_t5(encoder_layers, decoder_layers)
+    batch = rows()[1:3]
+    assert greedy(model, batch) == [alone(model, row) for row in batch]
+
+
+def test_decoding_stops_when_every_row_has_ended(model: T5ForConditionalGeneration) -> None:
+    batch = rows()
+    ended = [replace(row, end_id=ids[2]) for row, ids in zip(batch, greedy(model, batch), strict=True)]
+    steps: list[None] = []
+    hook = model.decoder.register_forward_hook(lambda *_: steps.append(None))
+    assert max(map(len, greedy(model, ended))) == 3
+    hook.remove()
+    assert len(steps) == 3
+
+
+def test_a_row_does_not_depend_on_its_company(model: T5ForConditionalGeneration) -> None:
+    batch = rows()
+    together = greedy(model, batch)
+    assert greedy(model, batch[::-1]) == together[::-1]
+    assert greedy(model, batch[:2]) + greedy(model, batch[2:]) == together
+    assert [greedy(model, [row])[0] for row in batch] == together
+    # a row that has to end at once beside one that goes on
+    assert greedy(model, [replace(batch[0], max_output_len=0), batch[1]]) == [[], together[1]]
+
+
+def test_the_start_id_is_each_rows_own(model: T5ForConditionalGeneration) -> None:
+    first, second = (replace(rows()[1], start_id=start_id) for start_id in (0, 9))
+    results = greedy(model, [first, second])
+    assert results == [alone(model, first), alone(model, second)]
+    assert results[0] != results[1]
+
+
+def test_the_models_own_generation_settings_are_not_used() -> None:
+    plain, batch = tiny_t5(), rows()
+    expected = greedy(plain, batch)
+    settings = GenerationConfig(
+        do_sample=True,
+        num_beams=3,
+        min_length=5,
+        no_repeat_ngram_size=1,
+        forced_eos_token_id=7,
+        eos_token_id=expected[0][1],
+    )
+    plain.generation_config = settings
+    assert greedy(plain, batch) == expected
+    assert plain.generation_config is settings
+
+
+def test_nothing_to_generate(model: T5ForConditionalGeneration) -> None:
+    assert greedy(model, []) == []
+    assert greedy(model, [replace(row, max_output_len=0) for row in rows()[:2]]) == [[], []]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"input_ids": []}, "input_ids is empty"),
+        ({"input_ids": [3, VOCABULARY]}, "token id 97 is outside the vocabulary; expected 0 to 96"),
+        ({"input_ids": [-1]}, "token id -1 is outside"),
+        ({"start_id": VOCABULARY}, "token id 97 is outside"),
+        ({"max_output_len": -1}, "max_output_len is -1"),
+    ],
+)
+def test_rows_that_cannot_be_decoded(model: T5ForConditionalGeneration, changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        greedy(model, [rows()[0], replace(rows()[1], **changes)])
+
+
+def test_outputs_are_padded_as_fastertransformer_does() -> None:
+    def row(max_output_len: int, end_id: int) -> Row:
+        return Row([2], max_output_len, start_id=0, end_id=end_id)
+
+    # the first reached its end, the second its limit, the third generated nothing
+    ids, lengths = pad_outputs([[5, 1], [6, 7, 8], []], [row(5, 1), row(3, 9), row(0, 4)])
+    # end ids as far as the longest row goes, and zeros up to the largest max_output_len
+    assert ids.tolist() == [[[5, 1, 1, 0, 0]], [[6, 7, 8, 0, 0]], [[4, 4, 4, 0, 0]]]
+    assert lengths.tolist() == [[2], [3], [0]]
+    assert ids.dtype == lengths.dtype == np.int32
+    ids, lengths = pad_outputs([[5, 1]], [row(2, 1)], np.uint32)
+    assert ids.dtype == lengths.dtype == np.uint32
+    assert [array.shape for array in pad_outputs([], [])] == [(0, 1, 0), (0, 1)]
+
+
+NAN = float("nan")
+
+
+# name, neutral values, refused values
+CASES: list[tuple[str, list[Any], list[Any]]] = [
+    ("runtime_top_k", [0, 1], [2]),
+    ("runtime_top_p", [0.0], [0.9, 1.0, NAN]),
+    ("beam_width", [1], [0, 2]),
+    ("temperature", [1.0], [0.7, 0.0, NAN]),
+    ("len_penalty", [0.0, 1.0], [0.5, NAN]),
+    ("repetition_penalty", [1.0], [1.2, NAN]),
+    ("presence_penalty", [0.0], [0.1, NAN]),
+    ("min_length", [0], [3]),
+    ("beam_search_diversity_rate", [0.0], [0.5, NAN]),
+    ("is_return_log_probs", [False], [True]),
+    ("bad_words_list", [[[0], [-1]], [[0, 0], [-1, -1]]], [[[5], [1]], [[5, 0], [1, -1]], [[0], [0]]]),
+    ("stop_words_list", [[[0], [-1]], [[7, 0], [-1, -1]]], [[[5], [1]], [[5, 6], [-1, 2]]]),
+    ("random_seed", [0, 2**63], []),
+    ("top_p_decay", [0.5], [NAN]),
+    ("top_p_min", [1e-6], [NAN]),
+    ("top_p_reset_ids", [3], []),
+    ("ia3_tasks", [], [0]),  # has no row in the table
+]
+
+
+@pytest.mark.parametrize(("name", "neutral", "refused"), CASES)
+def test_what_is_not_greedy_is_refused_by_name(name: str, neutral: list[Any], refused: list[Any]) -> None:
+    for value in neutral:
+        refuse_unsupported({name: np.array([value, value])})
+    for value in refused:
+        with pytest.raises(ValueError, match=f"^input '{name}' is "):
+            refuse_unsupported({name: np.array([value])})
+        if neutral:  # one row of a batch is enough
+            batch = np.array([np.broadcast_to(neutral[0], np.shape(value)), value])
+            with pytest.raises(ValueError, match=name):
+                refuse_unsupported({name: batch})
+
+
+def test_every_refused_input_is_named_at_once_with_its_value() -> None:
+    inputs = {"beam_width": np.array([4]), "temperature": np.array([1.0]), "runtime_top_k": np.array([1, 50])}
+    with pytest.raises(ValueError, match="beam_width") as caught:
+        refuse_unsupported(inputs)
+    assert str(caught.value).splitlines() == [
+        "input 'beam_width' is [4]; only greedy decoding is supported for now, which takes 1",
+        "input 'runtime_top_k' is [1, 50]; only greedy decoding is supported for now, which takes 0 or 1",
+    ]
+
+
+def test_the_table_is_tested_completely() -> None:
+    assert {name for name, _, _ in CASES} - {"ia3_tasks"} == set(NEUTRAL)
