@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from converter.errors import FtconvertError, TerminatedError
+from converter.errors import FtconvertError, IncompleteError, TerminatedError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -58,10 +58,11 @@ def fails_well(command: Callable[..., None]) -> Callable[..., None]:
             _end("interrupted; run the same command again to go on", 130, debug)
         except FtconvertError as error:
             _end(str(error), error.exit_code, debug)
-        except BrokenPipeError:  # the reader of our output went away, e.g. `| head`
-            sys.stderr.close()
-            sys.exit(1)
-        except (OSError, RuntimeError, ValueError, KeyError, TypeError, AttributeError, AssertionError) as error:
+        except (click.ClickException, click.exceptions.Exit, BrokenPipeError):  # `| head` closed our output
+            raise  # click ends all of them well
+        except OSError as error:  # storage.py says more about those that it meets
+            _end(f"{error}. If that can be mended, run the same command again.", IncompleteError.exit_code, debug)
+        except Exception as error:
             _end(
                 f"unforeseen: {type(error).__name__}: {error}\nPlease report this, with the output of --debug.",
                 1,
@@ -283,7 +284,13 @@ def inspect(path: str, as_json: bool) -> None:
 @click.option("--http-port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="0: any free one.")
 @click.option("--metrics-port", type=click.IntRange(0, 65535), default=8002, show_default=True, help="0: any free one.")
 @click.option("--address", default="127.0.0.1", show_default=True, help="Where to listen.")
-@click.option("--mode", type=click.Choice(["none", "explicit", "poll"]), default="none", show_default=True)
+@click.option(
+    "--mode",
+    type=click.Choice(["none", "explicit", "poll"]),
+    default="none",
+    show_default=True,
+    help="Which models Triton loads: all that are there, those it is asked for, or also those that appear later.",
+)
 @fails_well
 def serve(repository: str, **options: Any) -> None:
     """Serve REPOSITORY with a real Triton on this machine's CPU, until interrupted. Needs ftconvert[serve]."""

@@ -87,8 +87,8 @@ def prepare(request: Request) -> Conversion:
         UsageError, SourceError, SourceMissingError, OptionsError, DestinationError: see errors.py.
     """
     name = request.name or request.model
-    if "/" in name or name.startswith("."):
-        raise UsageError(f"--name {name!r}: expected a folder name, without `/` and not starting with a dot")
+    if "/" in name or name.startswith(".") or not name.isprintable():
+        raise UsageError(f"--name {name!r}: expected a folder name, printable, without `/` and not starting with a dot")
     source = _open_source(request)
     family = source.family
     table = family.fastertransformer
@@ -121,9 +121,10 @@ def _open_source(request: Request) -> Checkpoint:
     _, preset = preset_named(request.model)
     if fastertransformer.NAME in preset.refused:
         raise SourceError(f"--model {request.model}: {preset.refused[fastertransformer.NAME]}")
-    if not t5x.recognises(locate(request.source)):
+    storage = locate(request.source)
+    if not t5x.recognises(storage):
         raise SourceError(f"{request.source}: expected a T5X checkpoint (`checkpoint_<step>/checkpoint`)")
-    return t5x.open(request.source, request.model, request.step)
+    return t5x.open(str(storage), request.model, request.step)
 
 
 def _destination(request: Request, name: str) -> Destination:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -39,8 +39,9 @@ class Limits:
         return self.budget // self.jobs
 
     def band(self, group: Group) -> int:
-        """Bytes in flight for one band of this group."""
-        return max(group.minimum, min(BAND_BYTES, self.share))
+        """Bytes in flight for one band of this group, beside its sources where they are kept."""
+        kept = group.source_nbytes if group.resident(self.share) else 0
+        return max(group.minimum, min(BAND_BYTES, self.share - kept))
 
     @classmethod
     def of(cls, plan: Plan, budget: int, jobs: int) -> Limits:
@@ -64,7 +65,7 @@ class ByteBudget:
 
     @contextmanager
     def hold(self, nbytes: int) -> Iterator[None]:
-        """Wait until `nbytes` more fit, hold them, give them back.
+        """Wait until `nbytes` more fit, hold them, give them back. At most the limit is held, so 0 never waits.
 
         Raises:
             CancelledError: the run is being stopped.
@@ -144,7 +145,7 @@ class _Run:
         with self.budget.hold(group.source_nbytes + band):
             kept = {leaf: in_memory(leaf.read(), leaf.origin) for leaf in group.leaves}
             for bundle in bundles:
-                self.write_bundle(bundle, band, kept, lambda nbytes: nullcontext())  # held already
+                self.write_bundle(bundle, band, kept, lambda nbytes: self.budget.hold(0))  # held already
 
     def write_bundle(
         self, bundle: Bundle, band: int, kept: Mapping[LazyTensor, LazyTensor], hold: Callable[[int], Hold]

@@ -8,6 +8,7 @@ whatever moment a process dies at, nothing that is unfinished looks finished.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -22,6 +23,8 @@ MANIFEST = "manifest.json"
 PARTS = ".parts"
 JOURNAL = f"{PARTS}/0-of-1.jsonl"
 CONFIG_PBTXT = "config.pbtxt"
+# files of a model without config.pbtxt, in a version folder or not
+WRITTEN = re.compile(rf"(\d+/)?({MANIFEST}|{PARTS}/[^/]+|\d+-gpu/[^/]+\.(bin|ini))")
 SAME_RUN = ("plan", "source", "tool_version")  # of a journal's first line: equal ones are the same conversion
 
 Manifest = dict[str, Any]
@@ -57,20 +60,26 @@ def load(storage: LocalStorage) -> Manifest:
     """
     where = storage.path(MANIFEST)
     if not storage.is_file(MANIFEST):
-        unfinished = f" (an unfinished conversion: {PARTS}/ is there)" if storage.exists(PARTS) else ""
-        raise SourceMissingError(f"{where}: no manifest{unfinished}; expected the folder of a finished conversion")
+        raise SourceMissingError(f"{where}: no such file; expected the folder of a finished conversion")
     try:
         manifest: Manifest = json.loads(storage.read(MANIFEST))
         found = manifest["format_version"]
-        files = {str(name): (int(file["size"]), str(file["crc32c"])) for name, file in manifest["files"].items()}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise SourceError(f"{where}: expected a manifest of ftconvert, found: {error!r}") from error
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        reason = f"{type(error).__name__}: {error}"
+        raise SourceError(f"{where}: expected a manifest of ftconvert, found: {reason}") from error
     if found != FORMAT_VERSION:
-        raise SourceError(f"{where}: expected format_version {FORMAT_VERSION}, found {found}; use a newer ftconvert")
-    bad = [name for name in files if name.startswith("/") or ".." in name.split("/")]
+        raise SourceError(f"{where}: expected format_version {FORMAT_VERSION}, found {found!r}; use a newer ftconvert")
+    bad = [key for key in ("config", "source", "options", "files") if not isinstance(manifest.get(key), dict)]
+    bad = bad or [f"files: {name}" for name, file in manifest["files"].items() if not _is_entry(name, file)]
     if bad:
-        raise SourceError(f"{where}: names a file outside its folder: {bad[0]}")
+        raise SourceError(f"{where}: damaged; no sense can be made of {_some(bad)}")
     return manifest
+
+
+def _is_entry(name: str, file: Any) -> bool:
+    """Whether this is a file below the manifest's folder, with a size and a checksum."""
+    inside = not name.startswith("/") and ".." not in name.split("/")
+    return inside and isinstance(file, dict) and [type(file.get(key)) for key in ("size", "crc32c")] == [int, str]
 
 
 def files_of(manifest: Manifest) -> dict[str, File]:
@@ -131,24 +140,36 @@ def claim(destination: Destination, plan: Plan, head: Mapping[str, Any], overwri
         DestinationError: something else is there, or the disk has too little space.
     """
     found = destination.root.files()
+    mine, strangers = _journal(destination, head, found), _strangers(destination, plan.files, found)
     done: dict[str, File] = {}
-    if found:
-        mine, strangers = _journal(destination, head, found), _strangers(destination, plan.files, found)
-        if mine is not None and not strangers:
-            destination.root.remove_temporary()
-            done = {name: file for name, file in mine.items() if found.get(destination.prefix + name) == file.size}
-        elif overwrite:
-            _clear(destination, found)
-        else:
-            raise DestinationError(_occupied(destination, found, mine is not None, strangers))
+    if mine is not None and not strangers:
+        removed = _temporary(found)
+        done = {name: file for name, file in mine.items() if found.get(destination.prefix + name) == file.size}
+    elif found.keys() == _temporary(found, f"{destination.prefix}{PARTS}/"):  # killed before there was a journal
+        removed = set(found)
+    elif overwrite:
+        removed = _replaceable(destination, found)
+    else:
+        raise DestinationError(_occupied(destination, found, mine is not None, strangers))
     needed = plan.nbytes - sum(file.size for file in done.values())
-    free = destination.root.free_bytes()
+    free = destination.root.free_bytes() + sum(found[name] for name in removed)
     if needed > free:
         raise DestinationError(
             f"{destination.root}: the conversion needs {needed:,} bytes more, the disk has {free:,} left. "
             "Free some space or choose another destination."
         )
+    # What makes a model look finished goes first: config.pbtxt for a server, manifest.json for bare weights.
+    for name in sorted(removed, key=lambda name: (name != CONFIG_PBTXT, name.split("/")[-1] != MANIFEST)):
+        destination.root.remove(name)
+    if removed == found.keys():
+        for folder in {name.split("/")[0] for name in removed if "/" in name}:
+            destination.root.remove(folder)  # empty ones
     return done
+
+
+def _temporary(found: Mapping[str, int], folder: str = "") -> set[str]:
+    """What killed processes left under temporary names."""
+    return {name for name in found if name.startswith(folder) and name.split("/")[-1].startswith(TEMPORARY)}
 
 
 def _journal(destination: Destination, head: Mapping[str, Any], found: Mapping[str, int]) -> dict[str, File] | None:
@@ -204,23 +225,30 @@ def _some(names: list[str]) -> str:
     return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
-def _clear(destination: Destination, found: Mapping[str, int]) -> None:
-    """`--overwrite`: config.pbtxt goes first, so that no server loads what is being taken apart.
+def _replaceable(destination: Destination, found: Mapping[str, int]) -> set[str]:
+    """What `--overwrite` removes: everything, if it looks like a model.
 
-    Only what looks like a model is removed: a mistyped destination must not cost a home folder.
+    A mistyped destination must not cost a home folder: a folder `2024/` or `my-gpu/` is no model yet. With config.pbtxt
+    it is one, of whatever backend; without, only what this program writes counts.
     """
-    tops = {name.split("/")[0] for name in found}
-    if destination.version is not None:
-        strangers = {top for top in tops if not (top in (CONFIG_PBTXT, PARTS) or top.isdigit())}
-    else:
-        written = load(destination.root)["files"] if MANIFEST in found else ()
-        model = {MANIFEST, PARTS, *(name.split("/")[0] for name in written)}
-        strangers = {top for top in tops if top not in model and not top.endswith("-gpu")}
+    model = {destination.prefix + name for name in (MANIFEST, JOURNAL)} | _temporary(found)
+    model |= {name for name in found if WRITTEN.fullmatch(name)}
+    if destination.version is None and MANIFEST in found:
+        model |= _listed(destination.root)
+    if destination.version is not None and CONFIG_PBTXT in found:
+        model |= {CONFIG_PBTXT} | {name for name in found if name.split("/")[0].isdigit()}
+    strangers = sorted(found.keys() - model)
     if strangers:
         raise DestinationError(
-            f"{destination.root}: --overwrite replaces a model; this is none: {_some(sorted(strangers))}. "
+            f"{destination.root}: --overwrite replaces a model; this is none: {_some(strangers)}. "
             "Remove it by hand or choose another destination."
         )
-    destination.root.remove(CONFIG_PBTXT)
-    for top in sorted(tops):
-        destination.root.remove(top)
+    return set(found)
+
+
+def _listed(storage: LocalStorage) -> set[str]:
+    """The files that a manifest lists; none where it is somebody else's."""
+    try:
+        return set(load(storage)["files"])
+    except SourceError:
+        return set()

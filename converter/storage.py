@@ -16,7 +16,7 @@ from typing import Any, Protocol
 
 import crc32c
 
-from converter.errors import DestinationError, FtconvertError, IncompleteError, OptionsError, SourceError
+from converter.errors import DestinationError, FtconvertError, IncompleteError, OptionsError, SourceError, UsageError
 
 Buffer = bytes | bytearray | memoryview
 TEMPORARY = ".tmp-"  # prefix of files that are being written; removed when a conversion resumes
@@ -60,7 +60,8 @@ class LocalStorage:
         for folder, _, names in os.walk(self.root):
             for name in names:
                 path = Path(folder, name)
-                found[path.relative_to(self.root).as_posix()] = path.stat().st_size
+                # a link to nowhere is there, but there is nothing to read
+                found[path.relative_to(self.root).as_posix()] = path.stat().st_size if os.path.exists(path) else 0
         return found
 
     def folders(self) -> list[str]:
@@ -70,10 +71,10 @@ class LocalStorage:
 
     def exists(self, name: str) -> bool:
         """Whether a file or folder of this name is there."""
-        return self.path(name).exists()
+        return os.path.exists(self.path(name))
 
     def is_file(self, name: str) -> bool:
-        return self.path(name).is_file()
+        return os.path.isfile(self.path(name))
 
     def read(self, name: str, start: int = 0, size: int | None = None) -> bytes:
         """Bytes of a file, `size` of them from `start` (all without a size).
@@ -124,15 +125,9 @@ class LocalStorage:
         else:
             path.unlink(missing_ok=True)
 
-    def remove_temporary(self) -> None:
-        """What killed processes left under temporary names."""
-        for name in self.files():
-            if Path(name).name.startswith(TEMPORARY):
-                self.remove(name)
-
     def free_bytes(self) -> int:
         """Space left where this folder is, or will be."""
-        there = next(path for path in (self.root.absolute(), *self.root.absolute().parents) if path.exists())
+        there = next(path for path in (self.root.absolute(), *self.root.absolute().parents) if os.path.exists(path))
         return shutil.disk_usage(there).free
 
 
@@ -200,8 +195,11 @@ def open_storage(uri: str) -> LocalStorage:
     """The storage a path or URI names.
 
     Raises:
+        UsageError: it is empty.
         OptionsError: gs://, which this version cannot read or write yet.
     """
+    if not uri:
+        raise UsageError("expected a path, found an empty one (a variable that is not set?)")
     if uri.startswith("gs://"):
         raise OptionsError(f"{uri}: this version reads and writes local folders only. Copy it to a local folder first.")
     return LocalStorage(uri)

@@ -13,13 +13,23 @@ from dataclasses import dataclass, field
 
 from converter import engine, manifest
 from converter.convert import Conversion, Request, prepare
-from converter.errors import Problem, SourceError
-from converter.formats import locate, manifest_folder
+from converter.errors import Problem, SourceError, UsageError
+from converter.formats import locate_manifest
 from converter.manifest import File, Manifest
 from converter.storage import Buffer, LocalStorage, Writer, checksum
 
 # Beside the files of the manifest a folder may hold these: bare weights have theirs in it, a version folder has not.
 OURS = (manifest.MANIFEST,)
+# of a manifest: what it takes to convert again
+OPTIONS = {
+    "model": str,
+    "name": str,
+    "tensor_parallel": int,
+    "pipeline_parallel": int,
+    "dtype": str,
+    "compute_dtype": str,
+    "layout": str,
+}
 
 
 @dataclass(frozen=True)
@@ -37,13 +47,10 @@ def verify(path: str, source: str | None = None) -> Verification:
     """Check the conversion at `path` (repository, model, version or weights folder), against `source` if given.
 
     Raises:
-        SourceMissingError: nothing there, or no manifest.
+        SourceMissingError: nothing there, or no finished conversion.
         SourceError: the manifest cannot be read; `source` is malformed.
     """
-    storage = manifest_folder(locate(path))
-    if storage is None:
-        manifest.load(locate(path))  # says what is missing
-        raise SourceError(f"{path}: not the folder of a conversion")
+    storage = locate_manifest(path)
     written = manifest.load(storage)
     files = manifest.files_of(written)
     result = Verification(str(storage), len(files), sum(file.size for file in files.values()), source)
@@ -63,8 +70,10 @@ def _file_set(storage: LocalStorage, files: Mapping[str, File]) -> list[Problem]
             faults.append(Problem(name, f"{file.size} bytes", "no such file", source=str(storage)))
         elif found[name] != file.size:
             faults.append(Problem(name, f"{file.size} bytes", f"{found[name]} bytes", source=str(storage)))
-    strangers = found.keys() - files.keys() - set(OURS)
-    return faults + [Problem(name, "no such file", f"{found[name]} bytes", "not in the manifest") for name in strangers]
+    strangers = sorted(found.keys() - files.keys() - set(OURS))
+    journal = "the journal of a run that was killed: run it again to the end"
+    rules = {name: journal if name.startswith(f"{manifest.PARTS}/") else "not in the manifest" for name in strangers}
+    return faults + [Problem(name, "no such file", f"{found[name]} bytes", rules[name]) for name in strangers]
 
 
 def _checksums(storage: LocalStorage, files: Mapping[str, File]) -> list[Problem]:
@@ -79,17 +88,25 @@ def _checksums(storage: LocalStorage, files: Mapping[str, File]) -> list[Problem
 def _against_source(storage: LocalStorage, written: Manifest, files: Mapping[str, File], source: str) -> list[Problem]:
     conversion = _planned(written, source, str(storage))
     comparing = Comparing(storage)
+    stated, right = written["config"], conversion.manifest["config"]
+    for key in sorted(stated.keys() | right.keys()):
+        if (got := stated.get(key)) != (expected := right.get(key)):
+            where = f"config of {manifest.MANIFEST}"
+            comparing.faults.append(Problem(key, str(expected), str(got), "what the source states", where))
     wanted = {file.path for file in conversion.plan.files}
     for name in sorted(wanted ^ files.keys()):
         expected, got = ("a file", "not in the manifest") if name in wanted else ("no such file", "in the manifest")
         comparing.faults.append(Problem(name, expected, got, "converted again from the source", source))
     missing = [name for name in wanted if not storage.is_file(name)]
     engine.run(conversion.plan, comparing, conversion.limits, missing, lambda path, size, crc32c: None)
-    return comparing.faults
+    return sorted(comparing.faults, key=lambda fault: fault.tensor)  # threads find them in any order
 
 
 def _planned(written: Manifest, source: str, folder: str) -> Conversion:
-    options = written["options"]
+    options, where = written["options"], f"{folder}/{manifest.MANIFEST}"
+    wrong = [key for key, kind in OPTIONS.items() if not isinstance(options.get(key), kind)]
+    if wrong:
+        raise SourceError(f"{where}: damaged; no sense can be made of options: {', '.join(wrong)}")
     try:
         return prepare(
             Request(
@@ -101,12 +118,12 @@ def _planned(written: Manifest, source: str, folder: str) -> Conversion:
                 pipeline_parallel=options["pipeline_parallel"],
                 dtype=options["dtype"],
                 compute_dtype=options["compute_dtype"],
-                step=written["source"]["step"],
+                step=written["source"].get("step"),
                 layout=options["layout"],
             )
         )
-    except KeyError as error:
-        raise SourceError(f"{folder}/{manifest.MANIFEST}: its options lack {error}") from error
+    except (UsageError, ValueError, TypeError, ZeroDivisionError) as error:  # the manifest's fault, not the user's
+        raise SourceError(f"{where}: its options cannot be converted with: {error}") from error
 
 
 @dataclass(frozen=True)

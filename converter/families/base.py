@@ -262,16 +262,20 @@ def infer_dims(
         axes = words[row.of[0]].split()
         for axis, size in zip(axes if row.layout is COPY else axes[::-1], shape, strict=False):
             unknown = [word for word in axis.split("*") if word not in config]
-            known = math.prod(config[word] for word in axis.split("*") if word in config)
-            if len(unknown) == 1 and known and size % known == 0:
-                config[unknown[0]] = size // known
+            known = [config[word] for word in axis.split("*") if word in config]
+            if len(unknown) == 1 and all(map(_is_size, known)) and size % math.prod(known) == 0:
+                config[unknown[0]] = size // math.prod(known)
 
 
-def require_dims(family: Family, config: Config, where: str) -> None:
-    """Every word that the family's tables use must have a value by now.
+def _is_size(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0
+
+
+def require_dims(family: Family, config: Config, stored: int, where: str) -> None:
+    """Every word that the family's tables use must have a value by now, and a possible one for `stored` tensors.
 
     Raises:
-        SourceError: names those that neither the config nor the arrays state.
+        SourceError: names those that neither the config nor the arrays state, or that make no sense.
     """
     words = {word for weight in family.weights for axis in weight.shape.split() for word in axis.split("*")}
     words |= {weight.each for weight in family.weights if weight.each}
@@ -280,7 +284,13 @@ def require_dims(family: Family, config: Config, where: str) -> None:
     problems += [
         Problem(word, "a positive whole number", repr(config[word]))
         for word in sorted(words & config.keys())
-        if not isinstance(config[word], int) or config[word] < 1
+        if not _is_size(config[word])
+    ]
+    # tables are expanded layer by layer: a depth that cannot be must not cost the time and memory to say so
+    problems += [
+        Problem(word, f"at most {stored}: every layer has tensors of its own", str(config[word]))
+        for word in sorted({weight.each for weight in family.weights if weight.each} & config.keys())
+        if _is_size(config[word]) and config[word] > stored
     ]
     if problems:
         raise SourceError(report(f"{where}: the model's sizes cannot be worked out", problems, _MEND))

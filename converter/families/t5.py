@@ -120,7 +120,7 @@ ACTIVATIONS = {
 def _read_gin(key: str, value: Any) -> Config:
     if key != "feed_forward_proj":
         return {key: value}
-    names = tuple(value) if isinstance(value, tuple | list) else (value,)
+    names = tuple(map(str, value)) if isinstance(value, tuple | list) else (str(value),)
     return _activation(ACTIVATIONS.get(names, f"unknown: {names}"))
 
 

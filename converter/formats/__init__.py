@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -35,11 +36,7 @@ def locate(path: str) -> LocalStorage:
         SourceMissingError: no such path.
         SourceError: nothing recognisable, or several models.
     """
-    storage = open_storage(path)
-    if not storage.root.exists():
-        raise SourceMissingError(f"{path}: no such folder")
-    if not storage.root.is_dir():
-        raise SourceError(f"{path}: expected a folder with a checkpoint, found a file")
+    storage = _folder(path)
     for candidate in _descend(storage):
         if t5x.recognises(candidate) or fastertransformer.recognises(candidate):
             return candidate
@@ -47,6 +44,33 @@ def locate(path: str) -> LocalStorage:
         f"{path}: not a checkpoint: expected T5X (`checkpoint_<step>/checkpoint`), FasterTransformer weights "
         "(`<tp>-gpu/config.ini`) or a repository that holds them"
     )
+
+
+def locate_manifest(path: str) -> LocalStorage:
+    """The folder of manifest.json, also where its files are damaged: `path` may be all that `locate` takes.
+
+    Raises:
+        SourceMissingError: no such path, or no finished conversion there.
+        SourceError: several models.
+    """
+    storage = _folder(path)
+    here, unfinished = storage.root.absolute(), ""
+    above = [LocalStorage(here.parent)] if fastertransformer.FOLDER.fullmatch(here.name) else []
+    for candidate in itertools.chain(above, _descend(storage)):
+        if candidate.is_file(manifest.MANIFEST):
+            return candidate
+        if candidate.is_file(manifest.JOURNAL):
+            unfinished = f" ({candidate.path(manifest.PARTS)} is there: an unfinished one)"
+    raise SourceMissingError(f"{path}: expected a finished conversion, found no {manifest.MANIFEST}{unfinished}")
+
+
+def _folder(path: str) -> LocalStorage:
+    storage = open_storage(path)
+    if not storage.exists(""):
+        raise SourceMissingError(f"{path}: no such folder")
+    if not storage.root.is_dir():
+        raise SourceError(f"{path}: expected a folder, found a file")
+    return storage
 
 
 def _descend(storage: LocalStorage) -> Iterator[LocalStorage]:

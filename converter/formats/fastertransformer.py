@@ -132,9 +132,8 @@ def open(uri: str, config: Config | None = None) -> Checkpoint:
     if config is not None:
         statements.append(("manifest.json", config))
     values, assumed = with_defaults(family, agreed(statements, str(storage)))
-    require_dims(family, values, str(storage))
-
     files = storage.files()
+    require_dims(family, values, len(files), str(storage))
     ranks = _ranks(files, storage)
     rows = expand(family.fastertransformer.rows, values, family.features(values))
     stored: dict[str, LazyTensor] = {}
@@ -198,9 +197,10 @@ def _read_fields(family: Family, ini: configparser.ConfigParser, storage: LocalS
 def _ranks(files: Mapping[str, int], storage: LocalStorage) -> int:
     """Tensor-parallel size: one more than the highest rank in the file names."""
     ranks = {int(match[1]) for name in files if (match := re.fullmatch(r".+\.(\d+)\.bin", name))}
-    if not ranks:
-        raise SourceError(f"{storage}: expected files `<tensor>.<rank>.bin` beside {INI}, found none")
-    return max(ranks) + 1
+    if ranks != set(range(len(ranks))) or not ranks:
+        found = f"ranks {sorted(ranks)}" if ranks else "none"
+        raise SourceError(f"{storage}: expected `<tensor>.<rank>.bin` of ranks 0, 1, ... beside {INI}, found {found}")
+    return len(ranks)
 
 
 def _raw(storage: LocalStorage, file: str, spec: TensorSpec) -> LazyTensor:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import tokenize
 from collections.abc import Sequence
 from typing import Any
 
@@ -36,7 +35,7 @@ def parse(text: str, where: str) -> Bindings:
             if isinstance(statement, config_parser.BindingStatement) and not statement.scope:
                 name = f"{statement.selector}.{statement.arg_name}" if statement.arg_name else statement.selector
                 bindings[name] = statement.value
-    except (SyntaxError, ValueError, tokenize.TokenError, RecursionError) as error:
+    except Exception as error:  # the parser evaluates literals with Python's own and lets through whatever that raises
         raise SourceError(f"{where}: expected gin bindings, found something else: {error}") from error
     return {name: _resolved(value, bindings) for name, value in bindings.items()}
 

@@ -26,23 +26,26 @@ from typing import Any
 import numpy as np
 
 from converter.checkpoint import Checkpoint, Source, Statement, agreed, with_defaults
-from converter.errors import Problem, SourceError, SourceMissingError, UsageError, report
+from converter.errors import LISTED_PROBLEMS, Problem, SourceError, SourceMissingError, UsageError, report
 from converter.families import FAMILIES, preset_named
 from converter.families.base import Family, expand, infer_dims, read_rows, require_dims
 from converter.formats import gin
 from converter.storage import LocalStorage, open_storage
-from converter.tensor import Array, Box, LazyTensor, TensorSpec, dtype_named, in_memory, leaf
+from converter.tensor import DTYPES, Array, Box, LazyTensor, TensorSpec, dtype_named, in_memory, leaf
 
 NAME = "t5x"
 INDEX = "checkpoint"
 VERSION = 3  # of the container; older ones differ only in how bfloat16 is kept, see `_spec`
 STEP_FOLDER = re.compile(r"checkpoint_(\d+)")
+ORBAX = "state/_METADATA"  # what a step folder of the other container has instead of the index
+CHUNKED = "__msgpack_chunked_array__"  # flax splits arrays in the index above 1 GiB
 MODEL = "target."  # the arrays of the model; everything else is the training state
 
 
 def recognises(storage: LocalStorage) -> bool:
     """Whether this folder is a T5X step folder, or holds some."""
-    return storage.is_file(INDEX) or any(STEP_FOLDER.fullmatch(name) for name in storage.folders())
+    steps = any(STEP_FOLDER.fullmatch(name) for name in storage.folders())
+    return steps or storage.is_file(INDEX) or storage.is_file(ORBAX)
 
 
 def open(uri: str, model: str | None = None, step: int | None = None) -> Checkpoint:
@@ -67,7 +70,7 @@ def open(uri: str, model: str | None = None, step: int | None = None) -> Checkpo
     config = agreed(statements, str(storage))
     infer_dims(family, table.rows, config, {name: tensor.spec.shape for name, tensor in tensors.items()})
     config, assumed = with_defaults(family, config)
-    require_dims(family, config, str(storage))
+    require_dims(family, config, len(tensors), str(storage))
     rows = expand(table.rows, config, family.features(config))
     stored = read_rows(family, rows, config, tensors, str(storage))
     source = Source(uri, NAME, found_step, _fingerprint(files, data, text))
@@ -76,6 +79,7 @@ def open(uri: str, model: str | None = None, step: int | None = None) -> Checkpo
 
 def _step_folder(storage: LocalStorage, step: int | None) -> tuple[LocalStorage, int | None, tuple[str, ...]]:
     """The folder with the index; its step where the name says it; unfinished steps that were passed over."""
+    _refuse_orbax(storage)
     named = STEP_FOLDER.fullmatch(storage.root.absolute().name)
     if storage.is_file(INDEX):
         found = int(named[1]) if named else None
@@ -85,13 +89,10 @@ def _step_folder(storage: LocalStorage, step: int | None) -> tuple[LocalStorage,
     steps = {int(match[1]): name for name in storage.folders() if (match := STEP_FOLDER.fullmatch(name))}
     complete = sorted(number for number, name in steps.items() if storage.is_file(f"{name}/{INDEX}"))
     unfinished = sorted(steps.keys() - set(complete))
+    wanted = max(steps, default=None) if step is None else step
+    if wanted in steps:
+        _refuse_orbax(storage.below(steps[wanted]))
     if step is None and not complete:
-        orbax = [steps[number] for number in unfinished if storage.exists(f"{steps[number]}/state")]
-        if orbax:
-            raise SourceError(
-                f"{storage}/{orbax[-1]}: written by Orbax (it has a `state` folder), which this version cannot read. "
-                f"Expected T5X's own container with a file `{INDEX}`."
-            )
         raise SourceError(f"{storage}: no complete step; {_unfinished(steps, unfinished)}")
     if step is not None and step not in complete:
         have = ", ".join(map(str, complete)) or "none"
@@ -99,6 +100,15 @@ def _step_folder(storage: LocalStorage, step: int | None) -> tuple[LocalStorage,
     chosen = complete[-1] if step is None else step
     notes = (f"passed over: {_unfinished(steps, unfinished)}",) if unfinished else ()
     return storage.below(steps[chosen]), chosen, notes
+
+
+def _refuse_orbax(folder: LocalStorage) -> None:
+    """A newer step in another container must not be passed over for an older one without a word."""
+    if folder.exists(ORBAX) and not folder.is_file(INDEX):
+        raise SourceError(
+            f"{folder}: written by Orbax (it has `{ORBAX}`), which this version cannot read. Expected T5X's own "
+            f"container with a file `{INDEX}`: name such a step with --step, or save it with T5X's Checkpointer."
+        )
 
 
 def _unfinished(steps: Mapping[int, str], numbers: list[int]) -> str:
@@ -115,38 +125,45 @@ def _target(data: bytes, storage: LocalStorage) -> dict[str, Any]:
 
     where = storage.path(INDEX)
     try:
-        index = msgpack.unpackb(data, ext_hook=_extension, strict_map_key=False)
+        index = msgpack.unpackb(data, strict_map_key=False)  # arrays stay as they are: the optimizer's are not ours
         version, target = index["version"], index["optimizer"]["target"]
-    except (ValueError, KeyError, TypeError, msgpack.UnpackException) as error:
+    except (ValueError, LookupError, TypeError, msgpack.UnpackException) as error:
         reason = f"{type(error).__name__}: {error}"
         raise SourceError(f"{where}: expected T5X's msgpack index with optimizer/target, found: {reason}") from error
     if not isinstance(version, int) or version > VERSION or not isinstance(target, dict):
         raise SourceError(f"{where}: expected version <= {VERSION} and a tree of arrays, found version {version!r}")
-    return dict(_leaves(target, ""))
+    leaves = {}
+    for name, value in _leaves(target, ""):
+        try:
+            leaves[name] = _decoded(value)
+        except (ValueError, LookupError, TypeError, OverflowError, SyntaxError, msgpack.UnpackException) as error:
+            reason = f"{type(error).__name__}: {error}"
+            raise SourceError(f"{where}: {MODEL}{name}: expected an array of flax, found: {reason}") from error
+    return leaves
 
 
 def _leaves(tree: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
     for key, value in tree.items():
-        name = f"{prefix}{key}"
-        if isinstance(value, dict) and "__msgpack_chunked_array__" in value:  # flax splits arrays above 1 GiB
-            shape = [value["shape"][str(i)] for i in range(len(value["shape"]))]
-            chunks = [value["chunks"][str(i)] for i in range(len(value["chunks"]))]
-            yield name, np.concatenate(chunks).reshape(shape)
-        elif isinstance(value, dict) and "driver" not in value:
-            yield from _leaves(value, f"{name}.")
+        if isinstance(value, dict) and "driver" not in value and CHUNKED not in value:
+            yield from _leaves(value, f"{prefix}{key}.")
         else:
-            yield name, value
+            yield f"{prefix}{key}", value
 
 
-def _extension(code: int, data: bytes) -> Any:
-    """flax's extension types: 1 ndarray and 3 numpy scalar, both (shape, dtype name, bytes); 2 is a complex number."""
+def _decoded(value: Any) -> Any:
+    """An array where flax stored one: extension 1 (ndarray) or 3 (scalar), both (shape, dtype name, bytes)."""
     import msgpack
 
-    if code not in (1, 3):
-        return msgpack.ExtType(code, data)
-    shape, dtype, buffer = msgpack.unpackb(data)
-    dtype = dtype.decode() if isinstance(dtype, bytes) else dtype
-    return np.frombuffer(buffer, dtype_named(dtype)).reshape(shape)
+    if isinstance(value, dict) and CHUNKED in value:
+        shape = [value["shape"][str(i)] for i in range(len(value["shape"]))]
+        chunks = [_decoded(value["chunks"][str(i)]) for i in range(len(value["chunks"]))]
+        if not all(isinstance(chunk, np.ndarray) for chunk in chunks):
+            raise TypeError("chunks that are no arrays")
+        return np.concatenate(chunks).reshape(shape)
+    if not isinstance(value, msgpack.ExtType) or value.code not in (1, 3):
+        return value
+    shape, dtype, buffer = msgpack.unpackb(value.data)
+    return np.frombuffer(buffer, _dtype(dtype.decode() if isinstance(dtype, bytes) else dtype)).reshape(shape)
 
 
 # ------------------------------------------------------------------------------------------------------------ arrays
@@ -162,7 +179,7 @@ def _arrays(leaves: Mapping[str, Any], storage: LocalStorage, files: Mapping[str
     tensors = {}
     chunks: dict[str, dict[str, int]] = {}
     for name, size in files.items():
-        folder, _, chunk = name.rpartition("/")
+        folder, _, chunk = name.partition("/")  # a chunk's name has slashes where `dimension_separator` is one
         chunks.setdefault(folder, {})[chunk] = size
     for name, value in leaves.items():
         folder = f"{MODEL}{name}"
@@ -173,9 +190,13 @@ def _arrays(leaves: Mapping[str, Any], storage: LocalStorage, files: Mapping[str
         elif ".zarray" not in chunks.get(folder, {}):
             problems.append(Problem(folder, "a zarr array", "no such folder", "named in the index", str(storage)))
         else:
-            tensor, found = _zarr(storage, folder, chunks[folder])
-            tensors[name] = tensor
+            tensors[name], found = _zarr(storage, folder, chunks[folder])
             problems += found
+            stated = value.get("metadata")
+            shape = stated.get("shape") if isinstance(stated, dict) else None
+            if shape is not None and shape != list(tensors[name].spec.shape):
+                got = f"{list(tensors[name].spec.shape)} in .zarray"
+                problems.append(Problem(folder, f"shape {shape}", got, "stated in the index", str(storage)))
     unnamed = {folder for folder in chunks if folder.startswith(MODEL)} - {f"{MODEL}{name}" for name in leaves}
     problems += [Problem(name, "no such array", "a folder", "not in the index", str(storage)) for name in unnamed]
     if problems:
@@ -191,14 +212,22 @@ def _zarr(storage: LocalStorage, folder: str, files: Mapping[str, int]) -> tuple
         meta = json.loads(storage.read(f"{folder}/.zarray"))
         shape, grain = tuple(map(int, meta["shape"])), tuple(map(int, meta["chunks"]))
         separator, compressor = meta.get("dimension_separator", "."), meta["compressor"]
-        spec = TensorSpec(shape, _dtype(meta["dtype"], where))
-        if len(shape) != len(grain) or min((*shape, *grain), default=1) < 1 or meta["order"] != "C" or meta["filters"]:
-            raise ValueError(f"shape {shape}, chunks {grain}, order {meta['order']!r}, filters {meta['filters']!r}")
-    except (ValueError, KeyError, TypeError) as error:
-        raise SourceError(f"{where}/.zarray: expected zarr v2 metadata as T5X writes it, found: {error!r}") from error
+        spec = TensorSpec(shape, _dtype(meta["dtype"]))
+        if len(shape) != len(grain) or min((*shape, *grain), default=1) < 1:
+            raise ValueError(f"shape {shape}, chunks {grain}")
+        if separator not in (".", "/") or meta["order"] != "C" or meta["filters"]:
+            raise ValueError(f"separator {separator!r}, order {meta['order']!r}, filters {meta['filters']!r}")
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
+        reason = f"{type(error).__name__}: {error}"
+        raise SourceError(f"{where}/.zarray: expected zarr v2 metadata as T5X writes it, found: {reason}") from error
     problems = []
     chunk_bytes = math.prod(grain) * spec.dtype.itemsize  # edge chunks are stored full size
-    for index in itertools.product(*(range(-(-size // unit)) for size, unit in zip(shape, grain, strict=True))):
+    grid = [-(-size // unit) for size, unit in zip(shape, grain, strict=True)]
+    wanted, there = math.prod(grid), len(files) - 1  # .zarray is no chunk
+    if wanted > there + LISTED_PROBLEMS:  # too many to name each, and perhaps too many to count in a lifetime
+        problems.append(Problem(folder, f"{wanted} chunks of {list(grain)} for {spec}", f"{there} files", source=where))
+        grid = [0]
+    for index in itertools.product(*map(range, grid)):
         chunk = separator.join(map(str, index)) or "0"
         size = files.get(chunk)
         if size is None:
@@ -209,14 +238,13 @@ def _zarr(storage: LocalStorage, folder: str, files: Mapping[str, int]) -> tuple
     return leaf(spec, folder, grain, _reader(storage, folder)), problems
 
 
-def _dtype(name: str, where: str) -> np.dtype[Any]:
-    if name == "<u2":
-        raise SourceError(
-            f"{where}: bfloat16 kept as uint16 by an old T5X; T5X itself refuses it today. Save the checkpoint again."
-        )
+def _dtype(name: str) -> np.dtype[Any]:
+    """Raises ValueError for what is not little-endian float32, float16 or bfloat16."""
     dtype = dtype_named(name)
-    if dtype.name not in ("float32", "float16", "bfloat16"):
-        raise SourceError(f"{where}: expected float32, float16 or bfloat16, found {name}")
+    if dtype.name == "uint16":
+        raise ValueError("bfloat16 kept as uint16 by an old T5X, which T5X refuses today. Save the checkpoint again")
+    if dtype.name not in DTYPES.values() or dtype.byteorder == ">":
+        raise ValueError(f"elements of type {name!r}; expected little-endian {', '.join(DTYPES.values())}")
     return dtype
 
 
@@ -228,13 +256,15 @@ def _reader(storage: LocalStorage, folder: str) -> Any:
         import tensorstore
 
         path = f"{storage.path(folder).absolute()}/"
-        spec = {"driver": "zarr", "kvstore": {"driver": "file", "path": path}}
+        kvstore = {"driver": "file", "path": path}
+        # a chunk that goes missing after it was checked must not be read as zeros
+        spec = {"driver": "zarr", "kvstore": kvstore, "fill_missing_data_reads": False}
         return tensorstore.open(spec, open=True, read=True, write=False).result()
 
     def read(box: Box) -> Array:
         try:
             array: Array = store()[box.slices].read(order="C").result()
-        except ValueError as error:  # TensorStore's DATA_LOSS and friends
+        except (ValueError, RuntimeError) as error:  # TensorStore's DATA_LOSS and friends
             raise SourceError(
                 f"{storage.path(folder)}: cannot be decoded; the file is damaged. Copy or save it again.\n  {error}"
             ) from error

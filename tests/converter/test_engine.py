@@ -1,0 +1,335 @@
+"""The engine alone: bytes in flight, reads of each source, order of writing, and what a failure leaves."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from converter import engine, ops
+from converter.engine import ByteBudget, CancelledError, Limits, run
+from converter.errors import SourceError
+from converter.plan import OutputFile, Plan, Segment
+from converter.storage import LocalStorage, Writer
+from converter.tensor import Box, LazyTensor, TensorSpec, leaf
+
+FP32 = np.dtype(np.float32)
+
+
+@dataclass
+class Leaf:
+    """A tensor in storage that notes every read; grain rows at a time."""
+
+    shape: tuple[int, ...]
+    name: str = "x"
+    grain: tuple[int, ...] | None = None
+    reads: list[Box] = field(default_factory=list)
+    fails: bool = False
+    wait: float = 0
+
+    def __post_init__(self) -> None:
+        self.array = np.random.default_rng(len(self.name)).standard_normal(self.shape).astype(np.float32)
+        grain = self.grain or self.shape
+        self.tensor = leaf(TensorSpec(self.shape, FP32), self.name, grain, self.read)
+
+    def read(self, box: Box) -> Any:
+        self.reads.append(box)
+        time.sleep(self.wait)
+        if self.fails:
+            raise SourceError(f"{self.name} is damaged")
+        return self.array[box.slices]
+
+    @property
+    def counts(self) -> Any:
+        """How often each element was read."""
+        counts = np.zeros(self.shape, int)
+        for box in self.reads:
+            counts[box.slices] += 1
+        return counts
+
+
+def split(name: str, tensor: LazyTensor, ranks: int) -> list[OutputFile]:
+    """One file per rank, the last axis shared out."""
+    axis, share = len(tensor.spec.shape) - 1, tensor.spec.shape[-1] // ranks
+    boxes = [tensor.box.along(axis, rank * share, (rank + 1) * share) for rank in range(ranks)]
+    return [OutputFile(f"{name}.{rank}", (Segment(tensor, box),)) for rank, box in enumerate(boxes)]
+
+
+def written(plan: Plan, folder: Path, budget: int = 1 << 30, jobs: int = 2) -> dict[str, bytes]:
+    done: dict[str, str] = {}
+    run(plan, LocalStorage(folder), Limits.of(plan, budget, jobs), (), lambda name, size, crc: done.update({name: crc}))
+    assert done.keys() == {file.path for file in plan.files}
+    return {name: (folder / name).read_bytes() for name in done}
+
+
+# ------------------------------------------------------------------------------------------------------------- budget
+
+
+def test_the_budget_is_never_exceeded() -> None:
+    budget, held, most, lock = ByteBudget(100), 0, 0, threading.Lock()
+
+    def worker(seed: int) -> None:
+        nonlocal held, most
+        for nbytes in np.random.default_rng(seed).integers(0, 101, 50).tolist():
+            with budget.hold(nbytes):
+                with lock:
+                    held += nbytes
+                    most = max(most, held)
+                time.sleep(0.0001)
+                with lock:
+                    held -= nbytes
+
+    threads = [threading.Thread(target=worker, args=(seed,)) for seed in range(16)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+        assert not thread.is_alive()
+    assert 50 < most <= 100
+    assert held == 0
+
+
+def test_more_than_the_limit_takes_all_of_it_and_waits_for_nobody() -> None:
+    budget = ByteBudget(100)
+    with budget.hold(1000), budget.hold(0):
+        waiting = threading.Thread(target=lambda: budget.hold(1).__enter__())
+        waiting.start()
+        waiting.join(0.05)
+        assert waiting.is_alive()  # nothing is left for it
+    waiting.join(5)
+    assert not waiting.is_alive()
+
+
+def test_cancelling_wakes_all_who_wait_and_lets_nobody_in() -> None:
+    budget, woken = ByteBudget(10), []
+
+    def worker() -> None:
+        try:
+            with budget.hold(10):
+                pass
+        except CancelledError as error:
+            woken.append(error)
+
+    with budget.hold(10):
+        threads = [threading.Thread(target=worker) for _ in range(5)]
+        for thread in threads:
+            thread.start()
+        budget.cancel()
+        for thread in threads:
+            thread.join(5)
+    assert len(woken) == 5
+    with pytest.raises(CancelledError), budget.hold(0):
+        pass
+
+
+class Tracking(ByteBudget):
+    """Notes the most that was ever held."""
+
+    most = 0
+    now = 0
+    lock = threading.Lock()
+
+    @contextmanager
+    def hold(self, nbytes: int) -> Any:
+        with super().hold(nbytes):
+            with Tracking.lock:
+                Tracking.now += nbytes
+                Tracking.most = max(Tracking.most, Tracking.now)
+            try:
+                yield
+            finally:
+                with Tracking.lock:
+                    Tracking.now -= nbytes
+
+
+@pytest.mark.parametrize("budget", [1, 20_000, 100_000, 1 << 30])
+@pytest.mark.parametrize("jobs", [1, 2, 8])
+def test_what_is_in_flight_stays_within_the_budget(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, budget: int, jobs: int
+) -> None:
+    Tracking.most = Tracking.now = 0
+    monkeypatch.setattr(engine, "ByteBudget", Tracking)
+    leaves = [Leaf((100, 16), f"leaf{i}", grain=(10, 8)) for i in range(12)]
+    files = [file for one in leaves for file in split(one.name, ops.transpose(one.tensor), 4)]
+    files.append(OutputFile("again", (Segment(leaves[0].tensor, leaves[0].tensor.box),)))  # two bundles, one source
+    plan = Plan(tuple(files))
+    limits = Limits.of(plan, budget, jobs)
+    found = written(plan, tmp_path, budget, jobs)
+    assert 0 < Tracking.most <= limits.budget
+    assert Tracking.now == 0
+    expected = leaves[3].array.T[:, 25:50]
+    assert found["leaf3.1"] == np.ascontiguousarray(expected).tobytes()
+    assert found["again"] == leaves[0].array.tobytes()
+
+
+# ------------------------------------------------------------------------------------------------------------- reading
+
+
+@pytest.mark.parametrize("tp", [1, 8])
+@pytest.mark.parametrize("budget", [1, 1 << 30])
+@pytest.mark.parametrize("transposed", [False, True])
+def test_a_source_is_read_once_whatever_is_made_of_it(tmp_path: Path, tp: int, budget: int, transposed: bool) -> None:
+    one = Leaf((64, 48), grain=(8, 48) if not transposed else (8, 6))
+    tensor = ops.transpose(one.tensor) if transposed else one.tensor
+    plan = Plan(tuple(split("x", tensor, tp)))
+    found = written(plan, tmp_path, budget, jobs=4)
+    assert (one.counts == 1).all()
+    assert len(one.reads) == (8 if budget == 1 else 1)
+    share = tensor.spec.shape[1] // tp
+    whole = np.concatenate([np.frombuffer(found[f"x.{rank}"], FP32).reshape(-1, share) for rank in range(tp)], 1)
+    assert (whole == (one.array.T if transposed else one.array)).all()
+
+
+def test_a_source_of_several_bundles_is_read_once_if_it_fits(tmp_path: Path) -> None:
+    """32 x 8 float32 = 1,024 bytes and a band of [8, 32] transposed in whole: 3 x 1,024."""
+    for budget, times in ((4096, 1), (4095, 2)):
+        one = Leaf((32, 8))
+        files = (*split("a", one.tensor, 2), *split("b", ops.transpose(one.tensor), 2))
+        written(Plan(files), tmp_path / str(budget), budget, jobs=1)
+        assert (one.counts == times).all()
+        assert Plan(files).groups[0].read_nbytes(budget) == times * 1024
+
+
+def test_what_is_done_is_neither_read_nor_written(tmp_path: Path) -> None:
+    one, other = Leaf((8, 8), "one"), Leaf((8, 8), "other")
+    plan = Plan((*split("one", one.tensor, 2), *split("other", other.tensor, 2)))
+    names: list[str] = []
+    done = ("one.0", "one.1", "other.0")
+    run(plan, LocalStorage(tmp_path), Limits.of(plan, 1 << 20, 2), done, lambda name, size, crc: names.append(name))
+    assert names == ["other.1"]
+    assert one.reads == []
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["other.1"]
+
+
+# ------------------------------------------------------------------------------------------------------------- writing
+
+
+@dataclass
+class Recorder:
+    """A target that notes who wrote what, in order; a stream knows no seek."""
+
+    log: list[tuple[str, str, int]] = field(default_factory=list)
+    content: dict[str, bytearray] = field(default_factory=dict)
+
+    def writer(self, name: str) -> Writer:
+        return _RecordingWriter(self, name)
+
+
+class _RecordingWriter:
+    def __init__(self, target: Recorder, name: str) -> None:
+        self.size, self._target, self._name = 0, target, name
+        target.content[name] = bytearray()
+
+    def write(self, data: Any) -> None:
+        self._target.content[self._name] += bytes(data)
+        self._target.log.append(("write", self._name, len(data)))
+        self.size += len(data)
+
+    def commit(self) -> str:
+        self._target.log.append(("commit", self._name, self.size))
+        return ""
+
+    def abort(self) -> None:
+        self._target.log.append(("abort", self._name, self.size))
+
+
+def test_files_are_written_front_to_back_in_lockstep() -> None:
+    one, other = Leaf((6, 4), "one", grain=(2, 4)), Leaf((2, 4), "other")
+    header = b"header"
+    halves = [slice(0, 2), slice(2, 4)]
+
+    def segments(half: slice) -> tuple[Segment, ...]:
+        return tuple(Segment(x.tensor, x.tensor.box.along(1, half.start, half.stop)) for x in (one, other))
+
+    plan = Plan(tuple(OutputFile(f"f{rank}", segments(half), header) for rank, half in enumerate(halves)))
+    target, sizes = Recorder(), []
+    run(plan, target, Limits.of(plan, 1, 1), (), lambda name, size, crc: sizes.append((name, size)))
+    assert [entry for entry in target.log if entry[0] == "write"] == [
+        *[("write", "f0", 6), ("write", "f1", 6)],
+        *[("write", f"f{rank}", 16) for _ in range(3) for rank in range(2)],  # bands of 2 rows: 2 x 2 float32 each
+        *[("write", "f0", 16), ("write", "f1", 16)],
+    ]
+    assert sizes == [("f0", 70), ("f1", 70)]
+    for rank, half in enumerate(halves):
+        assert target.content[f"f{rank}"] == header + one.array[:, half].tobytes() + other.array[:, half].tobytes()
+
+
+def test_progress_adds_up(tmp_path: Path) -> None:
+    plan = Plan(tuple(split("x", Leaf((32, 8), grain=(4, 8)).tensor, 2)))
+    advanced: list[int] = []
+    run(plan, LocalStorage(tmp_path), Limits.of(plan, 1, 2), (), lambda name, size, crc: None, advanced.append)
+    assert sum(advanced) == plan.nbytes == 1024
+
+
+# ------------------------------------------------------------------------------------------------------------ failures
+
+
+def failing(tmp_path: Path, make: Callable[[Leaf], list[OutputFile]]) -> tuple[list[Leaf], list[str]]:
+    """A run of one damaged tensor, read first, and twenty slow good ones."""
+    bad = Leaf((64, 8), "bad", grain=(8, 8), fails=True)
+    good = [Leaf((40, 8), f"good{i:02}", grain=(4, 8), wait=0.005) for i in range(20)]
+    plan = Plan(tuple(file for one in (bad, *good) for file in make(one)))
+    names: list[str] = []
+    with pytest.raises(SourceError, match="bad is damaged"):
+        run(plan, LocalStorage(tmp_path), Limits(1 << 20, 3), (), lambda name, size, crc: names.append(name))
+    return good, names
+
+
+@pytest.mark.parametrize("resident", [False, True])
+def test_a_failure_stops_the_others_and_leaves_nothing_half_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, resident: bool
+) -> None:
+    monkeypatch.setattr(engine, "BAND_BYTES", 1)
+
+    def make(one: Leaf) -> list[OutputFile]:
+        files = split(one.name, one.tensor, 2)
+        return [*files, *split(f"{one.name}T", ops.transpose(one.tensor), 2)] if resident else files
+
+    good, names = failing(tmp_path, make)
+    assert sum(bool(one.reads) for one in good) < 10, "the others went on"
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(names), "only what is finished stays"
+
+
+def test_a_writer_that_fails_is_the_error_that_is_seen(tmp_path: Path) -> None:
+    class Full(Recorder):
+        def writer(self, name: str) -> Writer:
+            writer = super().writer(name)
+            if name == "x.1":
+                writer.commit = lambda: (_ for _ in ()).throw(OSError("full"))  # type: ignore[method-assign]
+            return writer
+
+    target, names = Full(), []
+    plan = Plan(tuple(split("x", Leaf((4, 8)).tensor, 4)))
+    with pytest.raises(OSError, match="full"):
+        run(plan, target, Limits.of(plan, 1 << 20, 2), (), lambda name, size, crc: names.append(name))
+    assert names == ["x.0"]
+    assert {entry[1] for entry in target.log if entry[0] == "abort"} >= {"x.1", "x.2", "x.3"}
+
+
+def test_an_interrupt_stops_a_group_that_is_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its bytes are held already, so that it never waits; it has to ask between bands all the same."""
+    monkeypatch.setattr(engine, "BAND_BYTES", 1)
+    one = Leaf((400, 8), grain=(1, 8))
+    plan = Plan((*split("a", one.tensor, 2), *split("b", ops.transpose(one.tensor), 2)))
+
+    def interrupt(nbytes: int) -> None:
+        budgets[0].cancel()
+
+    budgets: list[ByteBudget] = []
+
+    class Kept(ByteBudget):
+        def __init__(self, limit: int) -> None:
+            super().__init__(limit)
+            budgets.append(self)
+
+    monkeypatch.setattr(engine, "ByteBudget", Kept)
+    with pytest.raises(CancelledError):
+        run(plan, LocalStorage(tmp_path), Limits(1 << 20, 1), (), lambda name, size, crc: None, interrupt)
+    assert {path.name for path in tmp_path.iterdir()} <= {"a.0", "a.1"}, "the second bundle was begun"
