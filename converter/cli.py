@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import sys
 import time
@@ -78,6 +79,10 @@ def _end(message: str, code: int, debug: bool) -> None:
 
         traceback.print_exc()
     click.echo(f"ftconvert: {message}", err=True)
+    try:
+        sys.stdout.flush()
+    except OSError:  # stdout is what failed; Python would try it again on its way out, and end with code 120
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     sys.exit(code)
 
 

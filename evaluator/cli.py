@@ -3,6 +3,7 @@
 Nothing heavy is imported before the options have been parsed, so `--help` and a wrong option answer at once.
 """
 
+import os
 import signal
 import sys
 import traceback
@@ -13,7 +14,7 @@ from typing import Any
 import click
 
 import evaluator
-from evaluator.errors import EvaluateError
+from evaluator.errors import EvaluateError, TransientError
 
 
 def _version(context: click.Context, _: click.Parameter, asked: bool) -> None:
@@ -93,6 +94,8 @@ def main(as_json: bool, quiet: bool, debug: bool, **options: Any) -> None:
         _fail(str(error), error.exit_code, debug)
     except KeyboardInterrupt as interruption:
         _fail(f"interrupted, no results.json was written; {interruption or 'nothing was sent'}", code(), debug)
+    except OSError as error:  # of stdout: any other is an TransientError already
+        _fail(f"cannot print ({error.strerror or error}); the results are written", TransientError.exit_code, debug)
     except Exception as error:  # a user gets one message, whatever it was
         hint = "" if debug else "; --debug shows where"
         _fail(f"unforeseen {type(error).__name__}: {error}{hint}", EvaluateError.exit_code, debug)
@@ -130,4 +133,8 @@ def _fail(message: str, code: int, debug: bool) -> None:
     if debug:
         traceback.print_exc()
     click.echo(f"evaluate: {message}", err=True)
+    try:
+        sys.stdout.flush()
+    except OSError:  # stdout is what failed; Python would try it again on its way out, and end with code 120
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     sys.exit(code)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -188,10 +189,12 @@ def test_a_reader_that_goes_away(source: Path, tmp_path: Path, arguments: tuple[
         assert ftconvert("verify", tmp_path / "out", "--source", source).exit_code == 0
 
 
-def test_a_full_disk_behind_stdout(source: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("unbuffered", ["", "1"])  # Python fails at the write, or at its own exit
+def test_a_full_disk_behind_stdout(source: Path, tmp_path: Path, unbuffered: str) -> None:
     with open("/dev/full", "w") as full:
         command = [str(EXECUTABLE), "jax-to-ft", str(source), str(tmp_path / "out"), "--model", "ul2", "--dry-run"]
-        result = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+        environment = {**os.environ, "PYTHONUNBUFFERED": unbuffered}
+        result = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False, env=environment)
     assert result.returncode == 74
     assert result.stderr.startswith("ftconvert: [Errno 28] No space left on device")
     assert "Traceback" not in result.stderr

@@ -59,6 +59,23 @@ def arguments(triton: Any, dataset: Path, example: Path) -> list[object]:
     return [part for option in options.items() for part in option]
 
 
+@pytest.mark.parametrize("unbuffered", ["", "1"])  # Python fails at the write, or at its own exit
+def test_a_full_disk_behind_stdout_ends_in_74_after_the_results(
+    tmp_path: Path, arguments: list[object], unbuffered: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONUNBUFFERED", unbuffered)
+    with (
+        open("/dev/full", "w") as full,
+        start(tmp_path, *arguments, "--max-failed", 9, "--json", stdout=full) as process,
+    ):
+        assert process.stderr
+        told = process.stderr.read()
+    assert process.returncode == 74, told
+    assert "cannot print" in told
+    assert "Traceback" not in told
+    assert json.loads((tmp_path / "out" / "results.json").read_text())["requests"]["failed"] == 2
+
+
 def read(folder: Path) -> tuple[dict, list[dict]]:
     samples = (folder / "samples.jsonl").read_text("utf-8").splitlines()
     return json.loads((folder / "results.json").read_text("utf-8")), [json.loads(line) for line in samples]
