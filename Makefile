@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow lint format clean
+.PHONY: help demo test lint format clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' Makefile
@@ -14,10 +14,7 @@ demo: $(VENV)/.demo ## convert, serve and evaluate the example model; one table 
 	$(BIN)/python examples/demo.py
 
 test: $(VENV)/.all lint ## everything that must hold before a change lands
-	$(BIN)/python -m pytest -m "not slow"
-
-test-slow: $(VENV)/.all ## the tests that take longer
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest
 
 lint: $(VENV)/.all ## style, types
 	$(BIN)/ruff check .
