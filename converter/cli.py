@@ -143,7 +143,7 @@ def jax_to_ft(dry_run: bool, quiet: bool, as_json: bool, **options: Any) -> None
     request = Request(**{key: value for key, value in options.items() if value is not None})
     started = time.monotonic()
     conversion = prepare(request)
-    for note in conversion.checkpoint.notes:
+    for note in conversion.notes:
         click.echo(f"ftconvert: note: {note}", err=True)
     if dry_run:
         _print_plan(conversion, as_json)
@@ -228,7 +228,8 @@ def _print_report(report: Report, seconds: float, quiet: bool, as_json: bool) ->
         "bytes_read": conversion.read_nbytes,
         "parameters": conversion.checkpoint.parameters,
         "seconds": round(seconds, 3),
-        "notes": list(conversion.checkpoint.notes),
+        "memory_budget": conversion.limits.budget,
+        "notes": list(conversion.notes),
     }
     if as_json:
         click.echo(json.dumps(document, indent=2))

@@ -66,9 +66,16 @@ class Conversion:
         }
 
     @property
+    def notes(self) -> tuple[str, ...]:
+        """What a user should know before it starts."""
+        wanted, budget = self.request.memory_budget, self.limits.budget
+        raised = f"--memory-budget {wanted:,} is too small for the chunks of this source; taking {budget:,} bytes"
+        return (*self.checkpoint.notes, *([raised] if budget > wanted else []))
+
+    @property
     def read_nbytes(self) -> int:
         """Bytes that will be read from the source, decompressed."""
-        return sum(group.read_nbytes(self.limits.share) for group in self.plan.groups)
+        return self.limits.read_nbytes(self.plan)
 
 
 @dataclass(frozen=True)

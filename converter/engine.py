@@ -39,15 +39,20 @@ class Limits:
         return self.budget // self.jobs
 
     def band(self, group: Group) -> int:
-        """Bytes in flight for one band of this group, beside its sources where they are kept."""
-        kept = group.source_nbytes if group.resident(self.share) else 0
-        return max(group.minimum, min(BAND_BYTES, self.share - kept))
+        """Bytes in flight for one band of this group; what is kept of its sources comes on top."""
+        if group.resident(self.budget):
+            return max(group.minimum, min(BAND_BYTES, self.budget - group.source_nbytes))
+        # A band below a whole grain makes storage read it again, so a tensor of large grains may take all there is.
+        return max(group.minimum, min(BAND_BYTES, self.share), min(group.whole_grains, self.budget))
+
+    def read_nbytes(self, plan: Plan) -> int:
+        """Bytes that will be read from the source, decompressed."""
+        return sum(group.read_nbytes(self.budget, self.band(group)) for group in plan.groups)
 
     @classmethod
     def of(cls, plan: Plan, budget: int, jobs: int) -> Limits:
-        """Raised to the plan's minimum; fewer threads where the budget would leave each of them less than that."""
-        budget = max(budget, plan.minimum_budget)
-        return cls(budget, max(1, min(jobs, budget // max(1, plan.minimum_budget))))
+        """Raised to what the plan needs at least."""
+        return cls(max(budget, plan.minimum_budget), jobs)
 
 
 class CancelledError(Exception):
@@ -138,7 +143,7 @@ class _Run:
         """Everything of a group that is not done, its sources read once if they fit."""
         bundles = [bundle for bundle in group.bundles if any(file.path not in self.done for file in bundle.files)]
         band = self.limits.band(group)
-        if not bundles or not group.resident(self.limits.share):
+        if not bundles or not group.resident(self.limits.budget):
             for bundle in bundles:
                 self.write_bundle(bundle, band, {}, self.budget.hold)
             return
@@ -162,7 +167,7 @@ class _Run:
             for number, tensor in enumerate(bundle.tensors):
                 lazy = tensor.over(kept)
                 for box in bands(tensor, band):
-                    with hold(band_bytes(tensor, box)):
+                    with hold(band_bytes(tensor, box.shape[0] if box.shape else 1)):
                         self._advance(_append(lazy, box, [(file.segments[number], writer) for file, writer in writers]))
             for file, writer in writers:
                 crc32c = writer.commit()

@@ -9,7 +9,8 @@ group has several bundles and its sources fit into memory, they are read once an
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+import math
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -86,22 +87,28 @@ class Group:
 
     @cached_property
     def minimum(self) -> int:
-        """Bytes in flight when it is written in the thinnest bands that read nothing twice."""
-        return max((band_bytes(tensor, box) for tensor in self._tensors() for box in thinnest(tensor)), default=0)
+        """Bytes in flight when it is written in the thinnest bands worth making."""
+        return max((band_bytes(tensor, least_rows(tensor)) for tensor in self._tensors()), default=0)
 
-    def resident(self, limit: int) -> bool:
-        """Whether its sources are read once and kept while all its bundles are written, within `limit` bytes."""
-        return len(self.bundles) > 1 and self.source_nbytes + self.minimum <= limit
+    @cached_property
+    def whole_grains(self) -> int:
+        """Bytes in flight for the thinnest bands that make storage read nothing twice."""
+        return max((band_bytes(tensor, grain_rows(tensor)) for tensor in self._tensors()), default=0)
 
-    def read_nbytes(self, limit: int) -> int:
-        """Bytes read from the sources (decompressed) when it is written within `limit`."""
-        if self.resident(limit):
+    def resident(self, budget: int) -> bool:
+        """Whether its sources are read once and kept while all its bundles are written, within `budget` bytes."""
+        return len(self.bundles) > 1 and self.source_nbytes + self.minimum <= budget
+
+    def read_nbytes(self, budget: int, band: int) -> int:
+        """Bytes that storage reads and decodes (decompressed) for it, in bands of `band` bytes in flight."""
+        if self.resident(budget):
             return self.source_nbytes
         return sum(
-            part.size * leaf.spec.dtype.itemsize
+            part.aligned(leaf.grain, leaf.spec.shape).size * leaf.spec.dtype.itemsize
             for bundle in self.bundles
             for tensor in bundle.tensors
-            for leaf, part in tensor.leaf_boxes(tensor.box)
+            for box in bands(tensor, band)
+            for leaf, part in tensor.leaf_boxes(box)
         )
 
     def _tensors(self) -> Iterable[LazyTensor]:
@@ -125,7 +132,7 @@ class Plan:
 
     @cached_property
     def minimum_budget(self) -> int:
-        """The smallest memory budget that reads no source byte twice within a bundle."""
+        """The smallest memory budget that can do it: two or three of the largest chunks."""
         return max((group.minimum for group in self.groups), default=0)
 
     @cached_property
@@ -158,30 +165,51 @@ def grouped(files: Sequence[OutputFile]) -> tuple[Group, ...]:
 # --------------------------------------------------------------------------------------------------------------- bands
 
 
-def band_bytes(tensor: LazyTensor, box: Box) -> int:
-    """Bytes in flight for one band: what storage reads for it, the array made of it, and a contiguous copy of that."""
-    read = sum(part.size * leaf.spec.dtype.itemsize for leaf, part in tensor.leaf_boxes(box))
-    return read + 2 * box.size * tensor.spec.dtype.itemsize
+def band_bytes(tensor: LazyTensor, rows: int) -> int:
+    """Bytes in flight for a band of so many rows of the first axis.
 
-
-def thinnest(tensor: LazyTensor) -> list[Box]:
-    """The first and the last of the thinnest bands: one grain of the first axis."""
-    rows = tensor.spec.shape[0] if tensor.spec.shape else 1
-    step = min(tensor.grain[0], rows) if tensor.grain else 1
-    return [rows_of(tensor, 0, step), rows_of(tensor, (rows - 1) // step * step, rows)]
-
-
-def bands(tensor: LazyTensor, limit: int) -> list[Box]:
-    """Cut along the first axis into bands of whole grains, each of at most `limit` bytes in flight if possible.
-
-    Example: [100, 8] float32 in grains of 10 rows costs 3 x 320 bytes a grain; a limit of 2,000 gives bands of 20 rows.
+    What it takes of each source, the array made of that and a contiguous copy of it; and two of the units that storage
+    reads whole (if there are as many): one that is decoded while the next one arrives.
     """
-    if not tensor.spec.shape:
-        return [tensor.box]
-    rows, grain = tensor.spec.shape[0], tensor.grain[0]
-    cost = max(1, max(band_bytes(tensor, box) for box in thinnest(tensor)))
-    step = max(1, limit // cost) * grain
-    return [rows_of(tensor, start, min(rows, start + step)) for start in range(0, rows, step)]
+    first = rows_of(tensor, 0, 1)
+    sources = list(tensor.leaf_boxes(first))
+    taken = sum(part.size * leaf.spec.dtype.itemsize for leaf, part in sources)
+    units = max((min(2 * unit_bytes(leaf), leaf.spec.nbytes) for leaf, _ in sources), default=0)
+    return units + rows * (taken + 2 * first.size * tensor.spec.dtype.itemsize)
+
+
+def unit_bytes(leaf: LazyTensor) -> int:
+    """Bytes that storage can only read whole."""
+    return math.prod(leaf.grain) * leaf.spec.dtype.itemsize
+
+
+def grain_rows(tensor: LazyTensor) -> int:
+    """Rows of the first axis that storage reads together."""
+    return min(tensor.grain[0], tensor.spec.shape[0]) if tensor.spec.shape else 1
+
+
+def least_rows(tensor: LazyTensor) -> int:
+    """Rows of the thinnest bands worth making: a unit of the source is not read again for less than its own size."""
+    row = band_bytes(tensor, 1) - band_bytes(tensor, 0)
+    unit = max(unit_bytes(leaf) for leaf in tensor.leaves())
+    return max(1, min(grain_rows(tensor), unit // max(1, row)))
+
+
+def bands(tensor: LazyTensor, limit: int) -> Iterator[Box]:
+    """Cut along the first axis into bands of at most `limit` bytes in flight, of whole grains if one fits.
+
+    Below a grain storage reads the same bytes for several bands: slow, but within the budget. A row is never cut.
+
+    Example: [100, 8] float32 in grains of 10 rows: two grains are 640 bytes, a row is 32 taken, 32 made, 32 copied;
+    so a limit of 2,600 gives (2,600 - 640) // 96 = 20 rows.
+    """
+    rows = tensor.spec.shape[0] if tensor.spec.shape else 1
+    row = band_bytes(tensor, 2) - band_bytes(tensor, 1)
+    step = max(1, (limit - band_bytes(tensor, 0)) // max(1, row))
+    if step >= grain_rows(tensor):
+        step -= step % grain_rows(tensor)
+    for start in range(0, rows, step):
+        yield rows_of(tensor, start, min(rows, start + step))
 
 
 def rows_of(tensor: LazyTensor, start: int, stop: int) -> Box:

@@ -172,11 +172,11 @@ class LazyTensor:
         return self.compute(box, *arrays)
 
     def leaf_boxes(self, box: Box) -> Iterator[tuple[LazyTensor, Box]]:
-        """Every read that `read(box)` will make, as (leaf, box), grown to whole grains."""
+        """Every read that `read(box)` will make, as (leaf, box of it); storage may have to read more, see `grain`."""
         if box.size == 0:
             return
         if not self.inputs:
-            yield self, box.aligned(self.grain, self.spec.shape)
+            yield self, box
         for tensor, part in zip(self.inputs, self.needs(box), strict=True):
             yield from tensor.leaf_boxes(part)
 

@@ -95,9 +95,16 @@ def number(key: str, config: str) -> Field:
 
 def flag(key: str, config: str) -> Field:
     """A boolean of the config, spelled True or False."""
-    return Field(
-        key, lambda values: str(bool(values[config])), lambda text: {config: text.lower() in ("true", "yes", "on", "1")}
-    )
+    return Field(key, lambda values: str(bool(values[config])), lambda text: {config: boolean(text)})
+
+
+def boolean(text: str) -> bool:
+    """What FasterTransformer's INI reader takes for true and false (3rdparty/INIReader.h); ValueError otherwise."""
+    if text.lower() in ("true", "yes", "on", "1"):
+        return True
+    if text.lower() in ("false", "no", "off", "0"):
+        return False
+    raise ValueError(f"expected true, yes, on, 1 or false, no, off, 0, found {text!r}")
 
 
 def constant(key: str, text: str) -> Field:

@@ -23,6 +23,7 @@ from converter.families.base import (
     Row,
     T5XTable,
     Weight,
+    boolean,
     constant,
     flag,
     number,
@@ -103,6 +104,10 @@ GIN = {
     "num_decoder_layers": ("NUM_DECODER_LAYERS", "T5Config.num_decoder_layers"),
     "feed_forward_proj": ("MlpBlock.activations", "T5Config.mlp_activations"),
     "tie_word_embeddings": ("T5Config.logits_via_embedding",),
+    # what FasterTransformer has built in; the files state it only where a team changed it
+    "relative_attention_num_buckets": ("RelativePositionBiases.num_buckets",),
+    "relative_attention_max_distance": ("RelativePositionBiases.max_distance",),
+    "layer_norm_epsilon": ("LayerNorm.epsilon", "T5LayerNorm.epsilon"),
 }
 # T5X's gelu is the tanh form, which transformers calls gelu_new; its `gated-gelu` means gelu_new too.
 ACTIVATIONS = {
@@ -205,7 +210,7 @@ def _ft_fields() -> Iterator[Field]:
     yield Field(
         "structure.use_gated_activation",
         lambda config: str(int(config["is_gated_act"])),
-        lambda text: {"is_gated_act": text == "1"},
+        lambda text: {"is_gated_act": boolean(text)},
     )
     yield constant("structure.position_embedding_type", "relative")
 

@@ -18,6 +18,7 @@ import hashlib
 import itertools
 import json
 import math
+import os
 import re
 from collections.abc import Iterator, Mapping
 from functools import cache
@@ -35,7 +36,7 @@ from converter.tensor import DTYPES, Array, Box, LazyTensor, TensorSpec, dtype_n
 
 NAME = "t5x"
 INDEX = "checkpoint"
-VERSION = 3  # of the container; older ones differ only in how bfloat16 is kept, see `_spec`
+VERSION = 3  # of the container; older ones differ only in how bfloat16 is kept, see `_dtype`
 STEP_FOLDER = re.compile(r"checkpoint_(\d+)")
 ORBAX = "state/_METADATA"  # what a step folder of the other container has instead of the index
 CHUNKED = "__msgpack_chunked_array__"  # flax splits arrays in the index above 1 GiB
@@ -255,7 +256,7 @@ def _reader(storage: LocalStorage, folder: str) -> Any:
     def store() -> Any:
         import tensorstore
 
-        path = f"{storage.path(folder).absolute()}/"
+        path = f"{os.path.realpath(storage.path(folder))}/"  # TensorStore refuses `..`
         kvstore = {"driver": "file", "path": path}
         # a chunk that goes missing after it was checked must not be read as zeros
         spec = {"driver": "zarr", "kvstore": kvstore, "fill_missing_data_reads": False}

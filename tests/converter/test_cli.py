@@ -117,7 +117,7 @@ def test_the_report(source: Path, tmp_path: Path) -> None:
     report = json.loads(result.stdout)
     assert report.keys() == {
         *("destination", "manifest", "name", "dtype", "files", "files_resumed", "bytes_written", "bytes_read"),
-        *("parameters", "seconds", "notes"),
+        *("parameters", "seconds", "memory_budget", "notes"),
     }
     content = {name: data for name, data in tree(tmp_path / "out" / "ul2" / "1").items() if name != "manifest.json"}
     assert report["files"] == len(content)
@@ -172,7 +172,9 @@ def test_the_budget_is_raised_to_the_minimum_and_says_so(source: Path, tmp_path:
     options = ("--model", "ul2", "--memory-budget", "1", "--jobs", "8", "--dry-run", "--json")
     document = json.loads(ftconvert("jax-to-ft", source, tmp_path / "out", *options).stdout)
     assert document["memory_budget"] == document["minimum_memory_budget"] > 1
-    assert document["jobs"] == 1
+    assert document["jobs"] == 8
+    told = ftconvert("jax-to-ft", source, tmp_path / "out", *options[:-2])
+    assert f"taking {document['memory_budget']:,} bytes" in told.stderr
 
 
 @pytest.mark.parametrize("arguments", [("--dry-run",), ("--dry-run", "--json"), ("--json",)], ids=" ".join)

@@ -173,28 +173,34 @@ def test_what_is_in_flight_stays_within_the_budget(
 
 
 @pytest.mark.parametrize("tp", [1, 8])
-@pytest.mark.parametrize("budget", [1, 1 << 30])
+@pytest.mark.parametrize("tight", [True, False])
 @pytest.mark.parametrize("transposed", [False, True])
-def test_a_source_is_read_once_whatever_is_made_of_it(tmp_path: Path, tp: int, budget: int, transposed: bool) -> None:
+def test_a_source_is_read_once_whatever_is_made_of_it(tmp_path: Path, tp: int, tight: bool, transposed: bool) -> None:
     one = Leaf((64, 48), grain=(8, 48) if not transposed else (8, 6))
     tensor = ops.transpose(one.tensor) if transposed else one.tensor
     plan = Plan(tuple(split("x", tensor, tp)))
+    budget = plan.groups[0].whole_grains if tight else 1 << 30
     found = written(plan, tmp_path, budget, jobs=4)
     assert (one.counts == 1).all()
-    assert len(one.reads) == (8 if budget == 1 else 1)
+    assert len(one.reads) == (8 if tight else 1)
+    assert Limits.of(plan, budget, 4).read_nbytes(plan) == one.array.nbytes
     share = tensor.spec.shape[1] // tp
     whole = np.concatenate([np.frombuffer(found[f"x.{rank}"], FP32).reshape(-1, share) for rank in range(tp)], 1)
     assert (whole == (one.array.T if transposed else one.array)).all()
 
 
 def test_a_source_of_several_bundles_is_read_once_if_it_fits(tmp_path: Path) -> None:
-    """32 x 8 float32 = 1,024 bytes and a band of [8, 32] transposed in whole: 3 x 1,024."""
-    for budget, times in ((4096, 1), (4095, 2)):
-        one = Leaf((32, 8))
-        files = (*split("a", one.tensor, 2), *split("b", ops.transpose(one.tensor), 2))
-        written(Plan(files), tmp_path / str(budget), budget, jobs=1)
+    """32 x 8 float32 in one unit = 1,024 bytes, kept; and to write `a`, a unit and 1,024 // 96 = 10 rows of 96 bytes.
+
+    One byte less: (3,007 - 1,024) // 96 = 20 of 32 rows of `a` and (3,007 - 1,024) // 384 = 5 of 8 of `b` at a time, so
+    the unit is decoded twice for each.
+    """
+    for budget, times, decoded in ((1024 + 1024 + 960, 1, 1), (1024 + 1024 + 959, 2, 4)):
+        one = Leaf((32, 8), grain=(32, 8))
+        plan = Plan((*split("a", one.tensor, 2), *split("b", ops.transpose(one.tensor), 2)))
+        written(plan, tmp_path / str(budget), budget, jobs=1)
         assert (one.counts == times).all()
-        assert Plan(files).groups[0].read_nbytes(budget) == times * 1024
+        assert Limits.of(plan, budget, 1).read_nbytes(plan) == decoded * 1024
 
 
 def test_what_is_done_is_neither_read_nor_written(tmp_path: Path) -> None:
@@ -250,7 +256,8 @@ def test_files_are_written_front_to_back_in_lockstep() -> None:
 
     plan = Plan(tuple(OutputFile(f"f{rank}", segments(half), header) for rank, half in enumerate(halves)))
     target, sizes = Recorder(), []
-    run(plan, target, Limits.of(plan, 1, 1), (), lambda name, size, crc: sizes.append((name, size)))
+    limits = Limits.of(plan, plan.groups[0].whole_grains, 1)
+    run(plan, target, limits, (), lambda name, size, crc: sizes.append((name, size)))
     assert [entry for entry in target.log if entry[0] == "write"] == [
         *[("write", "f0", 6), ("write", "f1", 6)],
         *[("write", f"f{rank}", 16) for _ in range(3) for rank in range(2)],  # bands of 2 rows: 2 x 2 float32 each

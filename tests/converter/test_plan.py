@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from converter import ops
 from converter.engine import Limits
-from converter.plan import OutputFile, Plan, Segment, band_bytes, bands, grouped, rows_of
+from converter.plan import OutputFile, Plan, Segment, band_bytes, bands, grouped
 from converter.tensor import Box, LazyTensor, TensorSpec, placeholder
 
 FP32 = np.dtype(np.float32)
@@ -23,32 +23,49 @@ def whole(path: str, tensor: LazyTensor) -> OutputFile:
     return OutputFile(path, (Segment(tensor, tensor.box),))
 
 
+def starts(tensor: LazyTensor, limit: int) -> list[int]:
+    return [box.start[0] for box in bands(tensor, limit)]
+
+
 def test_bands_are_whole_grains_within_the_limit() -> None:
-    # [100, 8] float32, 10 rows a grain: 320 bytes read, 320 made, 320 copied = 960 a grain; 2,000 hold two of them.
+    # [100, 8] float32, 10 rows a grain of 320 bytes: two grains and 96 bytes a row (32 taken, 32 made, 32 copied)
     tensor = source(100, 8, grain=(10, 8))
-    assert band_bytes(tensor, rows_of(tensor, 0, 10)) == 960
-    assert [box.start[0] for box in bands(tensor, 2000)] == [0, 20, 40, 60, 80]
-    assert bands(tensor, 2000)[-1] == Box((80, 0), (100, 8))
-    # less than one grain cannot be: it would be decompressed twice
-    assert [box.start[0] for box in bands(tensor, 1)] == list(range(0, 100, 10))
-    assert len(bands(tensor, 1 << 30)) == 1
+    assert band_bytes(tensor, 10) == 640 + 960
+    assert starts(tensor, 640 + 20 * 96) == [0, 20, 40, 60, 80]
+    assert starts(tensor, 640 + 30 * 96 - 1) == [0, 20, 40, 60, 80]
+    assert list(bands(tensor, 2600))[-1] == Box((80, 0), (100, 8))
+    assert starts(tensor, 1 << 30) == [0]
+    # a budget below one grain holds all the same: bands of 4 rows, and storage decodes each grain three times
+    assert starts(tensor, 640 + 4 * 96) == list(range(0, 100, 4))
+    assert starts(tensor, 1) == list(range(100))
 
 
 def test_a_transposed_tensor_is_banded_along_its_own_first_axis() -> None:
-    # the source is [100, 8] in grains of (10, 4): its transpose [8, 100] can be cut after 4 rows only
+    # the source is [100, 8] in grains of (10, 4), 160 bytes: a row of its transpose [8, 100] takes 400 bytes, makes 400
     tensor = ops.transpose(source(100, 8, grain=(10, 4)))
-    assert bands(tensor, 1) == [Box((0, 0), (4, 100)), Box((4, 0), (8, 100))]
-    # 4 columns of all 100 rows: 1,600 bytes read + 2 x 1,600
-    assert band_bytes(tensor, bands(tensor, 1)[0]) == 4800
+    assert band_bytes(tensor, 4) == 320 + 4 * 1200
+    assert list(bands(tensor, 320 + 4 * 1200)) == [Box((0, 0), (4, 100)), Box((4, 0), (8, 100))]
+    assert starts(tensor, 320 + 3 * 1200) == [0, 3, 6]
+
+
+def test_what_is_read_twice_is_counted_twice() -> None:
+    tensor = ops.transpose(source(100, 8, grain=(100, 4)))
+    (group,) = grouped([whole("a", tensor)])
+    size = 100 * 8 * 4
+    assert group.read_nbytes(1 << 30, group.whole_grains) == size
+    # two columns at a time: each of the two grains of four columns is read for two bands
+    assert group.read_nbytes(1 << 30, band_bytes(tensor, 2)) == 2 * size
 
 
 @given(rows=st.integers(1, 50), grain=st.integers(1, 50), limit=st.integers(1, 5000))
 def test_bands_cover_every_row_once(rows: int, grain: int, limit: int) -> None:
     tensor = source(rows, 3, grain=(min(rows, grain), 3))
-    found = bands(tensor, limit)
+    found = list(bands(tensor, limit))
     assert [row for box in found for row in range(box.start[0], box.stop[0])] == list(range(rows))
-    # every band but the last ends where a grain ends
-    assert all(box.stop[0] % tensor.grain[0] == 0 for box in found[:-1])
+    # every band but the last ends where a grain ends, unless it is thinner than one
+    thin = found[0].stop[0] < tensor.grain[0]
+    assert thin or all(box.stop[0] % tensor.grain[0] == 0 for box in found[:-1])
+    assert found[0].stop[0] == 1 or band_bytes(tensor, found[0].stop[0]) <= limit
 
 
 def test_shards_of_one_tensor_are_one_bundle_and_read_it_once() -> None:
@@ -57,7 +74,7 @@ def test_shards_of_one_tensor_are_one_bundle_and_read_it_once() -> None:
     (group,) = grouped(files)
     (bundle,) = group.bundles
     assert [file.path for file in bundle.files] == ["0", "1", "2", "3"]
-    assert group.read_nbytes(1 << 30) == 4 * 8 * 4
+    assert group.read_nbytes(1 << 30, 1 << 20) == 4 * 8 * 4
 
 
 def test_files_that_share_a_source_are_one_group_and_read_it_once_if_it_fits() -> None:
@@ -66,12 +83,12 @@ def test_files_that_share_a_source_are_one_group_and_read_it_once_if_it_fits() -
     first, second = grouped(files)
     assert [file.path for file in first.files] == ["a", "b"]
     assert [file.path for file in second.files] == ["c"]
-    # 3,200 bytes of source and the thinnest band: 32 bytes x 3 of `a`, 400 bytes x 3 of `b`
-    assert first.minimum == 1200
-    assert first.resident(3200 + 1200)
-    assert not first.resident(3200 + 1199)
-    assert first.read_nbytes(4400) == 3200
-    assert first.read_nbytes(4399) == 6400
+    # 3,200 bytes of source; a row is 32 bytes x 3 of `a`, 400 bytes x 3 of `b`; a unit is one element of 4 bytes
+    assert first.minimum == 1200 + 2 * 4
+    assert first.resident(3200 + 1208)
+    assert not first.resident(3200 + 1207)
+    assert first.read_nbytes(4408, 1 << 20) == 3200
+    assert first.read_nbytes(4407, 1 << 20) == 6400
 
 
 def test_groups_that_turn_out_to_share_a_source_are_joined() -> None:
@@ -82,13 +99,16 @@ def test_groups_that_turn_out_to_share_a_source_are_joined() -> None:
     assert [file.path for file in head.files] == ["head"]
 
 
-def test_the_budget_is_raised_to_the_minimum_and_threads_get_fewer() -> None:
-    tensor = source(100, 8, grain=(50, 8))  # 50 rows: 1,600 bytes x 3
+def test_the_budget_is_raised_to_what_the_chunks_need() -> None:
+    # two grains of 1,600 bytes, and as many rows of 96 bytes as make up a third
+    tensor = source(100, 8, grain=(50, 8))
     plan = Plan((whole("a", tensor),))
-    assert plan.minimum_budget == 4800
-    assert Limits.of(plan, 64, 8) == Limits(4800, 1)
-    assert Limits.of(plan, 9600, 8) == Limits(9600, 2)
+    assert plan.minimum_budget == 3200 + 1600 // 96 * 96 == 4736
+    assert Limits.of(plan, 64, 8) == Limits(4736, 8)
     assert Limits.of(plan, 1 << 20, 8) == Limits(1 << 20, 8)
+    # a budget that holds a whole grain is used for one, however many threads there are
+    assert Limits.of(plan, 9000, 8).band(plan.groups[0]) == 3200 + 50 * 96
+    assert Limits.of(plan, 7000, 8).band(plan.groups[0]) == 7000
 
 
 def test_the_digest_changes_with_what_would_be_written_and_with_nothing_else() -> None:
