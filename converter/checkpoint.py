@@ -18,8 +18,7 @@ from converter.tensor import LazyTensor, widest
 class Source:
     """Where a checkpoint lies.
 
-    `fingerprint` is a digest over the names and sizes of its files and the content of its index: a source that is
-    written again gets another one, copying it does not change it.
+    `fingerprint` is a digest over the names and sizes of its files and the content of its index; a copy has the same.
     """
 
     uri: str
@@ -37,6 +36,7 @@ class Checkpoint:
         tensors: canonical name -> LazyTensor.
         derived: stored name -> (as stored, as it has to be) for tensors that only repeat others.
         assumed: config keys that the source does not state.
+        stamp: changes when a file of the source is written again, even with the same size; other on every machine.
         notes: what a user should know about how it was opened, e.g. an unfinished step that was passed over.
     """
 
@@ -46,6 +46,7 @@ class Checkpoint:
     source: Source
     derived: Mapping[str, tuple[LazyTensor, LazyTensor]] = field(default_factory=dict)
     assumed: tuple[str, ...] = ()
+    stamp: str = ""
     notes: tuple[str, ...] = ()
 
     @property

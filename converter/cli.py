@@ -53,6 +53,7 @@ def fails_well(command: Callable[..., None]) -> Callable[..., None]:
             raise TerminatedError("terminated; run the same command again to go on")
 
         signal.signal(signal.SIGTERM, terminate)
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell starts background jobs with it ignored
         try:
             command(**options)
         except KeyboardInterrupt:

@@ -62,6 +62,7 @@ class Conversion:
             "plan": self.plan.digest,
             "source": self.checkpoint.source.fingerprint,
             "tool_version": self.manifest["tool_version"],
+            "stamp": self.checkpoint.stamp,
             "manifest": self.manifest,
         }
 

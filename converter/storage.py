@@ -7,6 +7,7 @@ one in `commit`. Local folders so far; `gs://` is recognised and refused.
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 import shutil
 import uuid
@@ -64,6 +65,14 @@ class LocalStorage:
                 found[path.relative_to(self.root).as_posix()] = path.stat().st_size if os.path.exists(path) else 0
         return found
 
+    def stamp(self, prefix: str) -> str:
+        """Digest of names, sizes and modification times of files: changes when one of them is written again."""
+        digest = hashlib.sha256()
+        for name, size in sorted(self.files().items()):
+            if name.startswith(prefix):
+                digest.update(f"{name}\0{size}\0{self.path(name).stat().st_mtime_ns}\n".encode())
+        return digest.hexdigest()
+
     def folders(self) -> list[str]:
         """Names of the folders directly below, sorted."""
         with os.scandir(self.root) as entries:
@@ -120,10 +129,13 @@ class LocalStorage:
     def remove(self, name: str) -> None:
         """A file or a whole folder; nothing happens where it is not there."""
         path = self.path(name)
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path)
-        else:
-            path.unlink(missing_ok=True)
+        try:
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)
+        except OSError as error:
+            raise DestinationError(f"cannot remove {path}: {error.strerror}. Remove it by hand.") from error
 
     def free_bytes(self) -> int:
         """Space left where this folder is, or will be."""

@@ -14,9 +14,9 @@ from dataclasses import dataclass, field
 from converter import engine, manifest
 from converter.convert import Conversion, Request, prepare
 from converter.errors import Problem, SourceError, UsageError
-from converter.formats import locate_manifest
+from converter.formats import locate_manifest, t5x
 from converter.manifest import File, Manifest
-from converter.storage import Buffer, LocalStorage, Writer, checksum
+from converter.storage import Buffer, LocalStorage, Writer, checksum, open_storage
 
 # Beside the files of the manifest a folder may hold these: bare weights have theirs in it, a version folder has not.
 OURS = (manifest.MANIFEST,)
@@ -30,6 +30,8 @@ OPTIONS = {
     "compute_dtype": str,
     "layout": str,
 }
+
+COMPARED_BYTES = 1 << 20  # read at a time; the budget does not count it
 
 
 @dataclass(frozen=True)
@@ -107,6 +109,7 @@ def _planned(written: Manifest, source: str, folder: str) -> Conversion:
     wrong = [key for key, kind in OPTIONS.items() if not isinstance(options.get(key), kind)]
     if wrong:
         raise SourceError(f"{where}: damaged; no sense can be made of options: {', '.join(wrong)}")
+    step_folder = open_storage(source).is_file(t5x.INDEX)  # then it is this step that is meant, whatever its name
     try:
         return prepare(
             Request(
@@ -118,7 +121,7 @@ def _planned(written: Manifest, source: str, folder: str) -> Conversion:
                 pipeline_parallel=options["pipeline_parallel"],
                 dtype=options["dtype"],
                 compute_dtype=options["compute_dtype"],
-                step=written["source"].get("step"),
+                step=None if step_folder else written["source"].get("step"),
                 layout=options["layout"],
             )
         )
@@ -147,6 +150,10 @@ class _ComparingWriter:
 
     def write(self, data: Buffer) -> None:
         view = memoryview(data).cast("B")
+        for start in range(0, len(view), COMPARED_BYTES):
+            self._compare(view[start : start + COMPARED_BYTES])
+
+    def _compare(self, view: memoryview) -> None:
         there = self._target.storage.read(self._name, self.size, max(0, min(len(view), self._there - self.size)))
         if self._same and there != view:
             self._same = False

@@ -88,6 +88,8 @@ def to_json(results: dict[str, Any]) -> str:
 
 def refuse_finished(folder: Path) -> None:
     """Raise UsageError when `folder` holds the results of another run. Samples of an unfinished one are overwritten."""
+    if folder.exists() and not folder.is_dir():
+        raise UsageError(f"--output: expected a folder, found the file {folder}\n  mend: give another folder")
     if (folder / "results.json").exists():
         raise UsageError(
             f"--output: expected a folder without results, found {folder / 'results.json'} of another run\n"

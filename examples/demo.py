@@ -142,5 +142,14 @@ def _word(holds: bool) -> str:
     return "ok" if holds else "FAILED"
 
 
+def terminate(number: int, frame: object) -> None:
+    """SIGTERM ends the demo as Ctrl-C does: by way of the `finally` that stops the server."""
+    sys.exit(128 + number)
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    signal.signal(signal.SIGTERM, terminate)
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        sys.exit(130)

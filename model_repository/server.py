@@ -336,6 +336,13 @@ def _checked_repository(repository: str | Path, mode: str) -> str:
         raise SourceError(
             f"no model in {path}: no folder in it has a config.pbtxt (it comes last: an unfinished one has none)"
         )
+    models = [folder for folder in path.iterdir() if folder.is_dir() and not folder.name.startswith(".")]
+    unfinished = sorted(folder.name for folder in models if not (folder / "config.pbtxt").is_file())
+    if mode != "explicit" and unfinished:  # Triton would refuse the whole repository, with a reason that misleads
+        raise SourceError(
+            f"{path}: no config.pbtxt in {', '.join(unfinished)}: a conversion under way, or one that was killed. Wait "
+            "for it, run its command again, or move the folder away"
+        )
     return str(path.resolve())
 
 

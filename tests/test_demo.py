@@ -7,17 +7,19 @@ import sys
 
 from conftest import ROOT
 
+SECONDS = 280  # the demo takes about 30
+
 
 def test_the_demo_ends_with_t5xs_own_figures() -> None:
-    result = subprocess.run(
-        [sys.executable, ROOT / "examples" / "demo.py"],
-        check=False,
-        capture_output=True,
-        text=True,
-        timeout=280,
-        env=None,
-    )
-    assert result.returncode == 0, result.stdout + result.stderr
-    for figure in ("37.774", "20.305", "35.309", "100.0% of 500", "0 of 500"):  # examples/ul2-tiny/README.md
-        assert figure in result.stdout, result.stdout
-    assert "FAILED" not in result.stdout
+    """The demo's own verdict: within 0.1 points, 99 % of the predictions equal, no failed request."""
+    demo = subprocess.Popen([sys.executable, ROOT / "examples" / "demo.py"], stdout=subprocess.PIPE, text=True)
+    try:
+        output, _ = demo.communicate(timeout=SECONDS)
+    finally:
+        demo.terminate()  # it stops its server; a killed one could not
+        demo.wait()
+    assert demo.returncode == 0, output
+    for figure in ("37.774", "20.305", "35.309"):  # T5X's, examples/ul2-tiny/README.md; worked out anew by the demo
+        assert figure in output
+    assert "0 of 500" in output
+    assert "FAILED" not in output

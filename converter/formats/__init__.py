@@ -90,7 +90,8 @@ def _descend(storage: LocalStorage) -> Iterator[LocalStorage]:
 
 def manifest_folder(weights: LocalStorage) -> LocalStorage | None:
     """The folder of manifest.json: the one of the weights, or the one above; None where nobody wrote one."""
-    for folder in (weights.root, Path(weights.root).absolute().parent):
+    above = [Path(weights.root).absolute().parent] if fastertransformer.FOLDER.fullmatch(weights.root.name) else []
+    for folder in (weights.root, *above):
         if (folder / manifest.MANIFEST).is_file():
             return LocalStorage(folder)
     return None

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import configparser
 import hashlib
+import math
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -74,7 +75,9 @@ def check_divisible(config: Config, keys: tuple[str, ...], parts: int, option: s
         if config[key] % parts
     ]
     if problems:
-        raise OptionsError(report(f"{option} {parts} cannot divide this model", problems, f"Choose another {option}."))
+        common = math.gcd(*(config[key] for key in keys))
+        fitting = ", ".join(str(size) for size in range(1, common + 1) if common % size == 0)
+        raise OptionsError(report(f"{option} {parts} cannot divide this model", problems, f"These can: {fitting}."))
 
 
 def _parts(name: str, spec: TensorSpec, split: int | None, ranks: int) -> dict[str, Box]:
@@ -134,7 +137,7 @@ def open(uri: str, config: Config | None = None) -> Checkpoint:
     values, assumed = with_defaults(family, agreed(statements, str(storage)))
     files = storage.files()
     require_dims(family, values, len(files), str(storage))
-    ranks = _ranks(files, storage)
+    tensor_parallel = ranks(files, storage)
     rows = expand(family.fastertransformer.rows, values, family.features(values))
     stored: dict[str, LazyTensor] = {}
     problems: list[Problem] = []
@@ -143,7 +146,7 @@ def open(uri: str, config: Config | None = None) -> Checkpoint:
     for name, tensor in write_rows(rows, {name: placeholder(spec, name) for name, spec in specs.items()}).items():
         split = rows[name].split
         parts = {}
-        for file, box in _parts(name, tensor.spec, split, ranks).items():
+        for file, box in _parts(name, tensor.spec, split, tensor_parallel).items():
             wanted.add(file)
             parts[file] = spec = TensorSpec(box.shape, dtype)
             if files.get(file) != spec.nbytes:
@@ -194,13 +197,13 @@ def _read_fields(family: Family, ini: configparser.ConfigParser, storage: LocalS
     return values
 
 
-def _ranks(files: Mapping[str, int], storage: LocalStorage) -> int:
+def ranks(files: Mapping[str, int], storage: LocalStorage) -> int:
     """Tensor-parallel size: one more than the highest rank in the file names."""
-    ranks = {int(match[1]) for name in files if (match := re.fullmatch(r".+\.(\d+)\.bin", name))}
-    if ranks != set(range(len(ranks))) or not ranks:
-        found = f"ranks {sorted(ranks)}" if ranks else "none"
+    there = {int(match[1]) for name in files if (match := re.fullmatch(r".+\.(\d+)\.bin", name))}
+    if there != set(range(len(there))) or not there:
+        found = f"ranks {sorted(there)}" if there else "none"
         raise SourceError(f"{storage}: expected `<tensor>.<rank>.bin` of ranks 0, 1, ... beside {INI}, found {found}")
-    return len(ranks)
+    return len(there)
 
 
 def _raw(storage: LocalStorage, file: str, spec: TensorSpec) -> LazyTensor:

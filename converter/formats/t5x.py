@@ -75,7 +75,7 @@ def open(uri: str, model: str | None = None, step: int | None = None) -> Checkpo
     rows = expand(table.rows, config, family.features(config))
     stored = read_rows(family, rows, config, tensors, str(storage))
     source = Source(uri, NAME, found_step, _fingerprint(files, data, text))
-    return Checkpoint(family, config, stored.tensors, source, assumed=assumed, notes=notes)
+    return Checkpoint(family, config, stored.tensors, source, assumed=assumed, stamp=storage.stamp(MODEL), notes=notes)
 
 
 def _step_folder(storage: LocalStorage, step: int | None) -> tuple[LocalStorage, int | None, tuple[str, ...]]:

@@ -233,5 +233,6 @@ def not_ready(index: Any, address: str, model: str) -> EvaluateError:
 def _unreachable(address: str, error: Any) -> TransientError:
     return TransientError(
         f"--endpoint: expected a Triton server's gRPC port at {address}, found {error.code().name}: {error.details()}\n"
-        "  mend: check that the server runs and that this is its gRPC port (usually 8001; 8000 is HTTP, 8002 metrics)"
+        "  mend: check that the server runs, that this is its gRPC port (usually 8001; 8000 is HTTP, 8002 metrics) and "
+        "that no http_proxy stands between (no_proxy excludes hosts)"
     )

@@ -28,6 +28,7 @@ from transformers import (
 )
 
 Array = npt.NDArray[Any]
+MOST_TOKENS = 1 << 15  # of one output; a larger wish would take minutes and gigabytes before it failed
 
 
 @dataclass(frozen=True)
@@ -54,8 +55,8 @@ class Row:
         if min(ids) < 0 or max(ids) >= vocab_size:
             wrong = next(i for i in ids if not 0 <= i < vocab_size)
             raise ValueError(f"token id {wrong} is outside the vocabulary; expected 0 to {vocab_size - 1}")
-        if self.max_output_len < 0:
-            raise ValueError(f"max_output_len is {self.max_output_len}; expected 0 or more")
+        if not 0 <= self.max_output_len <= MOST_TOKENS:
+            raise ValueError(f"max_output_len is {self.max_output_len}; expected 0 to {MOST_TOKENS}")
 
 
 class _EachRowEnds(StoppingCriteria):  # type: ignore[misc]  # transformers' base class is untyped

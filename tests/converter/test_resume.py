@@ -333,3 +333,16 @@ def test_the_manifest_says_nothing_of_the_run(source: Path, tmp_path: Path, undi
     assert set(manifest["files"]) == {
         name.removeprefix("ul2/1/") for name in undisturbed if name.endswith((".bin", ".ini"))
     }
+
+
+def test_a_source_that_was_written_again_is_not_mixed_with_the_old_one(tmp_path: Path) -> None:
+    """Raw chunks of the same step keep their names and sizes."""
+    sizes = tiny.T5(num_layers=1, num_decoder_layers=1)
+    source, out = tiny.t5x_checkpoint(tmp_path / "t5x", sizes, gzip=False), tmp_path / "out"
+    assert kill_at(60, source, out).returncode == -signal.SIGKILL
+    shutil.rmtree(source)
+    tiny.t5x_checkpoint(source, sizes, gzip=False, seed=1)
+    result = ftconvert("jax-to-ft", source, out, *OPTIONS, "--json")
+    assert result.exit_code == 0, result.stderr
+    assert json.loads(result.stdout)["files_resumed"] == 0
+    assert ftconvert("verify", out, "--source", source).exit_code == 0

@@ -255,3 +255,26 @@ def test_umt5_is_refused_before_anything_is_opened(tmp_path: Path) -> None:
     message = refused(65, "jax-to-ft", base, tmp_path / "out", "--model", "umt5")
     assert "--model umt5" in message
     assert "every layer" in message
+
+
+@pytest.mark.parametrize(
+    ("line", "key"),
+    [
+        ("relative_position_biases.RelativePositionBiases.max_distance = 256", "relative_attention_max_distance"),
+        ("layer_norm.T5LayerNorm.epsilon = 1e-5", "layer_norm_epsilon"),
+    ],
+)
+def test_what_fastertransformer_has_built_in_must_be_so_in_the_source(tmp_path: Path, line: str, key: str) -> None:
+    source = tiny.t5x_checkpoint(tmp_path / "t5x", gin=f"{tiny.t5_gin(tiny.T5())}{line}\n")
+    message = refused(65, "jax-to-ft", source, tmp_path / "out", "--model", "ul2", "--dry-run")
+    assert key in message
+    assert "built in" in message
+
+
+def test_a_path_may_go_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tiny.t5x_checkpoint(tmp_path / "t5x")
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    result = ftconvert("jax-to-ft", "../t5x", "../out", "--model", "ul2")
+    assert result.exit_code == 0, result.stderr
+    assert ftconvert("verify", "../out", "--source", "../here/../t5x").exit_code == 0

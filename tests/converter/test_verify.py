@@ -368,3 +368,22 @@ def test_verify_reads_what_it_says(version: Path) -> None:
     content = {name: data for name, data in tree(version).items() if name != "manifest.json"}
     assert document["files"] == len(content)
     assert document["nbytes"] == sum(map(len, content.values()))
+
+
+def test_a_step_folder_may_have_been_renamed(tmp_path: Path) -> None:
+    source = tiny.t5x_checkpoint(tmp_path / "t5x")
+    assert ftconvert("jax-to-ft", source, tmp_path / "out", "--model", "ul2").exit_code == 0
+    (source / "checkpoint_1000").rename(source / "mine")
+    assert ftconvert("verify", tmp_path / "out", "--source", source / "mine").exit_code == 0
+
+
+@pytest.mark.parametrize(("text", "told"), [("maybe", "found 'maybe'"), ("Yes", ""), ("0", "tie_word_embeddings")])
+def test_booleans_of_config_ini_are_read_as_the_loader_reads_them(tmp_path: Path, text: str, told: str) -> None:
+    source = tiny.t5x_checkpoint(tmp_path / "t5x")
+    out = tmp_path / "out"
+    assert ftconvert("jax-to-ft", source, out, "--model", "ul2", "--layout", "weights").exit_code == 0
+    ini = out / "1-gpu" / "config.ini"
+    ini.write_text(ini.read_text().replace("tie_word_embeddings = True", f"tie_word_embeddings = {text}"))
+    result = ftconvert("inspect", out)
+    assert result.exit_code == (65 if told else 0)
+    assert told in result.stderr

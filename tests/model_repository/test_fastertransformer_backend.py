@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -149,5 +150,28 @@ def test_damaged_weights_are_never_served(tmp_path: Path, repository: Path, dama
     """The real backend would serve all three without an error."""
     shutil.copytree(repository / "four", tmp_path / "four")
     damage(tmp_path / "four" / "1" / "4-gpu")
+    with pytest.raises(SourceError, match=told), TritonServer(tmp_path):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "told"),
+    [
+        ('string_value: "4"', 'string_value: "2"', "tensor_para_size"),
+        ('string_value: "bf16"', 'string_value: "int8"', "data_type"),
+        ('key: "manifest_sha256"\n  value {\n    string_value: "', "\\g<0>0", "manifest_sha256"),
+    ],
+    ids=["tensor_para_size", "data_type", "manifest_sha256"],
+)
+def test_a_config_that_does_not_fit_the_weights_is_never_served(
+    tmp_path: Path, repository: Path, old: str, new: str, told: str
+) -> None:
+    """The real backend would look for other files, or fall back to another type, without an error."""
+    shutil.copytree(repository / "four", tmp_path / "four")
+    config = tmp_path / "four" / "config.pbtxt"
+    text = config.read_text()
+    changed = re.sub(re.escape(old), new, text)
+    assert changed != text
+    config.write_text(changed)
     with pytest.raises(SourceError, match=told), TritonServer(tmp_path):
         pass

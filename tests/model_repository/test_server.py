@@ -327,3 +327,12 @@ error: creating server: Internal - failed to load all models
     failed = "failed to load 'a' version 1: Internal: first"
     line = f'E1121 03:56:31.046955 3766 model_lifecycle.cc:642] "{failed}\\nsecond\\n"'
     assert server._reason(log.format(f"{stub}\n{line}")) == f"{failed}\nsecond"
+
+
+def test_an_unfinished_neighbour_is_named(tmp_path: Path) -> None:
+    """Triton would refuse the whole repository, and speak of the model's name."""
+    for name in ("good", "second"):
+        (tmp_path / name / "1").mkdir(parents=True)
+    (tmp_path / "good" / "config.pbtxt").touch()
+    with pytest.raises(SourceError, match=r"no config\.pbtxt in second"):
+        TritonServer(tmp_path).start()

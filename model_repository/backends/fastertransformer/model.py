@@ -8,6 +8,7 @@ Source of the tensors' meaning: triton-inference-server/fastertransformer_backen
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -15,10 +16,13 @@ from typing import Any
 import numpy as np
 import triton_python_backend_utils as pb
 
-from converter.errors import FtconvertError
+from converter.checkpoint import Checkpoint
+from converter.errors import FtconvertError, Problem, SourceError, report
 from converter.formats import fastertransformer, manifest_folder
+from converter.manifest import MANIFEST
 from converter.manifest import load as load_manifest
 from converter.storage import LocalStorage
+from converter.tensor import DTYPES
 from model_repository.backends import generation, reference
 
 # Triton itself insists on the first three.
@@ -35,6 +39,7 @@ class TritonPythonModel:
             folder = weights_folder(config, Path(args["model_repository"]) / args["model_version"])
             storage = manifest_folder(LocalStorage(folder))
             checkpoint = fastertransformer.open(str(folder), load_manifest(storage)["config"] if storage else None)
+            check_parameters(config["parameters"], checkpoint, LocalStorage(folder), storage)
             self.model = reference.load(checkpoint)
         except FtconvertError as error:
             raise pb.TritonModelException(str(error)) from error
@@ -87,8 +92,33 @@ def weights_folder(config: dict[str, Any], version: Path) -> Path:
     parameters = {key: value["string_value"] for key, value in config["parameters"].items()}
     if "model_checkpoint_path" in parameters:
         return Path(parameters["model_checkpoint_path"])
-    name = config.get("default_model_filename") or fastertransformer.folder(int(parameters["tensor_para_size"]))
-    return version / name
+    return version / (config.get("default_model_filename") or f"{parameters.get('tensor_para_size', '0')}-gpu")
+
+
+def check_parameters(
+    parameters: dict[str, Any], checkpoint: Checkpoint, weights: LocalStorage, manifest: LocalStorage | None
+) -> None:
+    """What config.pbtxt says of the weights must be true of them: the real backend would believe it.
+
+    Raises:
+        SourceError: names every parameter that is wrong.
+    """
+    digest = hashlib.sha256(manifest.read(MANIFEST)).hexdigest() if manifest else None
+    allowed = {
+        "tensor_para_size": [str(fastertransformer.ranks(weights.files(), weights))],
+        "model_type": [checkpoint.family.fastertransformer.model_type],
+        "data_type": list(DTYPES),
+    }
+    if "manifest_sha256" in parameters and digest:
+        allowed["manifest_sha256"] = [digest]
+    found = {key: parameters.get(key, {}).get("string_value", "missing") for key in allowed}
+    problems = [
+        Problem(f"parameter {key}", " or ".join(allowed[key]), value, source="config.pbtxt")
+        for key, value in found.items()
+        if value not in allowed[key]
+    ]
+    if problems:
+        raise SourceError(report("config.pbtxt does not fit the weights", problems, "Convert again."))
 
 
 def _array(request: Any, name: str) -> np.ndarray[Any, Any] | None:
