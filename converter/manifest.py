@@ -181,10 +181,8 @@ def _journal(destination: Destination, head: Mapping[str, Any], found: Mapping[s
         theirs = json.loads(first)
         if any(theirs[key] != head[key] for key in SAME_RUN):
             return None
-        if (
-            theirs["stamp"] != head["stamp"]
-        ):  # the source was written again (or copied): what is there may be of the old
-            return {}
+        if theirs["stamp"] != head["stamp"]:
+            return {}  # the source was written again (or copied anew): what is there may be made of the old one
     except (ValueError, KeyError, TypeError):
         return None
     done = {}
