@@ -352,12 +352,13 @@ def _claim_ports(address: str, ports: dict[str, int]) -> list[int]:
     Raises:
         OptionsError: a port is in use, or `address` is not one of this machine.
     """
-    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    if ":" in address:
+        raise OptionsError(f"cannot listen on {address}: expected an IPv4 address or a host name")
     with ExitStack() as held:
         taken = []
         for service, port in ports.items():
             try:
-                taken.append(held.enter_context(socket.create_server((address, port), family=family)))
+                taken.append(held.enter_context(socket.create_server((address, port))))
             except (OSError, OverflowError) as error:
                 reason = str(getattr(error, "strerror", None) or error).partition(" (while")[0]
                 raise OptionsError(
@@ -400,7 +401,7 @@ def _environment(runtime: _Runtime) -> dict[str, str]:
 
 def _get(address: str, port: int, path: str) -> bytes | None:
     """The body of a 200 answer, else None. No proxy of the environment stands between."""
-    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(address, address)
+    host = "127.0.0.1" if address == "0.0.0.0" else address
     connection = http.client.HTTPConnection(host, port, timeout=PROBE_SECONDS)
     try:
         connection.request("GET", path)

@@ -329,6 +329,11 @@ error: creating server: Internal - failed to load all models
     assert server._reason(log.format(f"{stub}\n{line}")) == f"{failed}\nsecond"
 
 
+def test_only_ipv4_is_listened_on(tmp_path: Path) -> None:
+    with pytest.raises(OptionsError, match="IPv4"):
+        TritonServer(model(tmp_path / "repository", "double"), address="::1").start()
+
+
 def test_an_unfinished_neighbour_is_named(tmp_path: Path) -> None:
     """Triton would refuse the whole repository, and speak of the model's name."""
     for name in ("good", "second"):
