@@ -46,7 +46,7 @@ class Request:
 
 @dataclass(frozen=True)
 class Conversion:
-    """A request that has been checked: nothing has been read or written, and nothing in it can be impossible."""
+    """A request that has been checked but for the state of its destination. No tensor was read, nothing written."""
 
     request: Request
     checkpoint: Checkpoint

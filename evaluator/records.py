@@ -71,11 +71,6 @@ def write_samples(path: Path, samples: Iterable[Sample]) -> None:
     _replace(path, (sample.to_json() + "\n" for sample in samples))
 
 
-def read_samples(path: Path) -> list[Sample]:
-    """The samples of a samples.jsonl, in its order."""
-    return [Sample(**json.loads(line)) for line in path.read_text("utf-8").split("\n") if line]
-
-
 def write_results(path: Path, results: dict[str, Any]) -> None:
     """Publish results.json, whole or not at all."""
     _replace(path, [to_json(results)])

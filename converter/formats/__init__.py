@@ -23,8 +23,17 @@ def open_any(path: str) -> Checkpoint:
     storage = locate(path)
     if t5x.recognises(storage):
         return t5x.open(str(storage))
-    root = manifest_folder(storage)
-    return fastertransformer.open(str(storage), manifest.load(root)["config"] if root else None)
+    return open_weights(storage)
+
+
+def open_weights(weights: LocalStorage) -> Checkpoint:
+    """FasterTransformer weights, with the config of their manifest where there is one.
+
+    Raises:
+        SourceError: damaged, or files, config.ini and manifest that contradict each other.
+    """
+    root = manifest_folder(weights)
+    return fastertransformer.open(str(weights), manifest.load(root)["config"] if root else None)
 
 
 def locate(path: str) -> LocalStorage:

@@ -309,7 +309,7 @@ def test_a_writer_that_fails_is_the_error_that_is_seen(tmp_path: Path) -> None:
         def writer(self, name: str) -> Writer:
             writer = super().writer(name)
             if name == "x.1":
-                writer.commit = lambda: (_ for _ in ()).throw(OSError("full"))  # type: ignore[method-assign]
+                writer.commit = lambda: (_ for _ in ()).throw(OSError("full"))
             return writer
 
     target, names = Full(), []

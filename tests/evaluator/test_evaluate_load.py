@@ -14,7 +14,7 @@ from evaluator.protocols.base import RequestError
 def run(count: int, concurrency: int, send: object) -> list[Outcome]:
     outcomes: list[Outcome] = []
     requests = [partial(bytes, [index]) for index in range(count)]
-    asyncio.run(closed_loop(requests, send, concurrency, outcomes.append))  # type: ignore[arg-type]
+    asyncio.run(closed_loop(requests, send, concurrency, outcomes.append))
     return outcomes
 
 

@@ -81,7 +81,7 @@ def nothing_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[N
     popen = subprocess.Popen
 
     def recorded(command: list[str], **kwargs: object) -> subprocess.Popen[bytes]:
-        process: subprocess.Popen[bytes] = popen(command, **kwargs)  # type: ignore[call-overload]
+        process: subprocess.Popen[bytes] = popen(command, **kwargs)
         started.append(process)
         names.extend(word.removeprefix("--id=") for word in command if word.startswith("--id="))
         return process

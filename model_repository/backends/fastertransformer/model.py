@@ -18,9 +18,8 @@ import triton_python_backend_utils as pb
 
 from converter.checkpoint import Checkpoint
 from converter.errors import FtconvertError, Problem, SourceError, report
-from converter.formats import fastertransformer, manifest_folder
+from converter.formats import fastertransformer, manifest_folder, open_weights
 from converter.manifest import MANIFEST
-from converter.manifest import load as load_manifest
 from converter.storage import LocalStorage
 from converter.tensor import DTYPES
 from model_repository.backends import generation, reference
@@ -36,10 +35,9 @@ class TritonPythonModel:
         """Find the weights as the real backend does, and load them."""
         config = json.loads(args["model_config"])
         try:
-            folder = weights_folder(config, Path(args["model_repository"]) / args["model_version"])
-            storage = manifest_folder(LocalStorage(folder))
-            checkpoint = fastertransformer.open(str(folder), load_manifest(storage)["config"] if storage else None)
-            check_parameters(config["parameters"], checkpoint, LocalStorage(folder), storage)
+            weights = LocalStorage(weights_folder(config, Path(args["model_repository"]) / args["model_version"]))
+            checkpoint = open_weights(weights)
+            check_parameters(config["parameters"], checkpoint, weights)
             self.model = reference.load(checkpoint)
         except FtconvertError as error:
             raise pb.TritonModelException(str(error)) from error
@@ -95,22 +93,20 @@ def weights_folder(config: dict[str, Any], version: Path) -> Path:
     return version / (config.get("default_model_filename") or f"{parameters.get('tensor_para_size', '0')}-gpu")
 
 
-def check_parameters(
-    parameters: dict[str, Any], checkpoint: Checkpoint, weights: LocalStorage, manifest: LocalStorage | None
-) -> None:
+def check_parameters(parameters: dict[str, Any], checkpoint: Checkpoint, weights: LocalStorage) -> None:
     """What config.pbtxt says of the weights must be true of them: the real backend would believe it.
 
     Raises:
         SourceError: names every parameter that is wrong.
     """
-    digest = hashlib.sha256(manifest.read(MANIFEST)).hexdigest() if manifest else None
+    manifest = manifest_folder(weights)
     allowed = {
         "tensor_para_size": [str(fastertransformer.ranks(weights.files(), weights))],
         "model_type": [checkpoint.family.fastertransformer.model_type],
         "data_type": list(DTYPES),
     }
-    if "manifest_sha256" in parameters and digest:
-        allowed["manifest_sha256"] = [digest]
+    if "manifest_sha256" in parameters and manifest:
+        allowed["manifest_sha256"] = [hashlib.sha256(manifest.read(MANIFEST)).hexdigest()]
     found = {key: parameters.get(key, {}).get("string_value", "missing") for key in allowed}
     problems = [
         Problem(f"parameter {key}", " or ".join(allowed[key]), value, source="config.pbtxt")
