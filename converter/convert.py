@@ -141,9 +141,8 @@ def _destination(request: Request, name: str) -> Destination:
         where = Destination(destination, None)
     else:
         where = Destination(destination.below(name), request.model_version)
-    source, target = os.path.realpath(request.source), os.path.realpath(where.root.root)
-    if os.path.commonpath([source, target]) == target:  # --overwrite would remove the source
-        raise DestinationError(f"{target}: holds the source {source}. Choose a destination beside it.")
+    if where.root.contains(open_storage(request.source)):  # --overwrite would remove the source
+        raise DestinationError(f"{where.root}: holds the source {request.source}. Choose a destination beside it.")
     return where
 
 
@@ -174,7 +173,10 @@ def convert(
         journal.add(name, size, crc32c)
         done[name] = File(size, crc32c)
 
-    engine.run(plan, where.storage, conversion.limits, tuple(done), finished, progress)
+    try:
+        engine.run(plan, where.storage, conversion.limits, tuple(done), finished, progress)
+    finally:
+        journal.close()
     complete = {**conversion.manifest, "files": {name: vars(file) for name, file in done.items()}}
     data = manifest.encode(complete)
     where.storage.write(manifest.MANIFEST, data)

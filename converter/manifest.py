@@ -16,7 +16,7 @@ from typing import Any
 
 from converter.errors import DestinationError, SourceError, SourceMissingError
 from converter.plan import OutputFile, Plan
-from converter.storage import TEMPORARY, LocalStorage
+from converter.storage import TEMPORARY, Appender, Storage
 
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
@@ -51,7 +51,7 @@ def encode(manifest: Manifest) -> bytes:
     return (json.dumps(manifest, indent=2, sort_keys=True) + "\n").encode()
 
 
-def load(storage: LocalStorage) -> Manifest:
+def load(storage: Storage) -> Manifest:
     """manifest.json of a folder.
 
     Raises:
@@ -95,11 +95,11 @@ class Destination:
     version folder in it, None for bare weights.
     """
 
-    root: LocalStorage
+    root: Storage
     version: int | None
 
     @property
-    def storage(self) -> LocalStorage:
+    def storage(self) -> Storage:
         """The folder of manifest.json."""
         return self.root if self.version is None else self.root.below(str(self.version))
 
@@ -114,15 +114,23 @@ class Journal:
     def __init__(self, destination: Destination, head: Mapping[str, Any]) -> None:
         self._storage = destination.storage
         self._head = dict(head)
+        self._appender: Appender | None = None
 
     def start(self, done: Mapping[str, File]) -> None:
         """(Re)write it with what is already done, so that a half-written last line is gone."""
         lines = [self._head, *({"name": name, **vars(file)} for name, file in done.items())]
         self._storage.write(JOURNAL, b"".join(_line(line) for line in lines))
+        self._appender = self._storage.appender(JOURNAL)
 
     def add(self, name: str, size: int, crc32c: str) -> None:
         """One more finished file."""
-        self._storage.append(JOURNAL, _line({"name": name, "size": size, "crc32c": crc32c}))
+        assert self._appender is not None, "add comes after start"
+        self._appender.append(_line({"name": name, "size": size, "crc32c": crc32c}))
+
+    def close(self) -> None:
+        """Everything that was added is in the file when this returns; also where the conversion failed."""
+        if self._appender is not None:
+            self._appender.close()
 
     def remove(self) -> None:
         """The last act of a conversion."""
@@ -152,8 +160,8 @@ def claim(destination: Destination, plan: Plan, head: Mapping[str, Any], overwri
     else:
         raise DestinationError(_occupied(destination, found, mine is not None, strangers))
     needed = plan.nbytes - sum(file.size for file in done.values())
-    free = destination.root.free_bytes() + sum(found[name] for name in removed)
-    if needed > free:
+    free = destination.root.free_bytes()
+    if free is not None and needed > (free := free + sum(found[name] for name in removed)):
         raise DestinationError(
             f"{destination.root}: the conversion needs {needed:,} bytes more, the disk has {free:,} left. "
             "Free some space or choose another destination."
@@ -248,7 +256,7 @@ def _replaceable(destination: Destination, found: Mapping[str, int]) -> set[str]
     return set(found)
 
 
-def _listed(storage: LocalStorage) -> set[str]:
+def _listed(storage: Storage) -> set[str]:
     """The files that a manifest lists; none where it is somebody else's."""
     try:
         return set(load(storage)["files"])

@@ -16,7 +16,7 @@ from converter.convert import Conversion, Request, prepare
 from converter.errors import Problem, SourceError, UsageError
 from converter.formats import locate_manifest, t5x
 from converter.manifest import File, Manifest
-from converter.storage import Buffer, LocalStorage, Writer, checksum, open_storage
+from converter.storage import Buffer, Storage, Writer, open_storage
 
 # Beside the files of the manifest a folder may hold these: bare weights have theirs in it, a version folder has not.
 OURS = (manifest.MANIFEST,)
@@ -64,7 +64,7 @@ def verify(path: str, source: str | None = None) -> Verification:
     return result
 
 
-def _file_set(storage: LocalStorage, files: Mapping[str, File]) -> list[Problem]:
+def _file_set(storage: Storage, files: Mapping[str, File]) -> list[Problem]:
     found = storage.files()
     faults = []
     for name, file in files.items():
@@ -78,18 +78,19 @@ def _file_set(storage: LocalStorage, files: Mapping[str, File]) -> list[Problem]
     return faults + [Problem(name, "no such file", f"{found[name]} bytes", rules[name]) for name in strangers]
 
 
-def _checksums(storage: LocalStorage, files: Mapping[str, File]) -> list[Problem]:
+def _checksums(storage: Storage, files: Mapping[str, File]) -> list[Problem]:
     faults = []
     for name, file in files.items():
-        found = checksum(storage, name)
+        found = storage.checksum(name)
         if found != file.crc32c:
             faults.append(Problem(name, f"crc32c {file.crc32c}", f"crc32c {found}", source=str(storage)))
     return faults
 
 
-def _against_source(storage: LocalStorage, written: Manifest, files: Mapping[str, File], source: str) -> list[Problem]:
+def _against_source(storage: Storage, written: Manifest, files: Mapping[str, File], source: str) -> list[Problem]:
     conversion = _planned(written, source, str(storage))
-    comparing = Comparing(storage)
+    sizes = storage.files()
+    comparing = Comparing(storage, sizes)
     stated, right = written["config"], conversion.manifest["config"]
     for key in sorted(stated.keys() | right.keys()):
         if (got := stated.get(key)) != (expected := right.get(key)):
@@ -99,7 +100,7 @@ def _against_source(storage: LocalStorage, written: Manifest, files: Mapping[str
     for name in sorted(wanted ^ files.keys()):
         expected, got = ("a file", "not in the manifest") if name in wanted else ("no such file", "in the manifest")
         comparing.faults.append(Problem(name, expected, got, "converted again from the source", source))
-    missing = [name for name in wanted if not storage.is_file(name)]
+    missing = [name for name in wanted if name not in sizes]
     engine.run(conversion.plan, comparing, conversion.limits, missing, lambda path, size, crc32c: None)
     return sorted(comparing.faults, key=lambda fault: fault.tensor)  # threads find them in any order
 
@@ -133,7 +134,8 @@ def _planned(written: Manifest, source: str, folder: str) -> Conversion:
 class Comparing:
     """A place to write to where every byte must be there already."""
 
-    storage: LocalStorage
+    storage: Storage
+    sizes: Mapping[str, int]  # of the files that are there
     faults: list[Problem] = field(default_factory=list)
     lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -145,7 +147,7 @@ class _ComparingWriter:
     def __init__(self, target: Comparing, name: str) -> None:
         self.size = 0
         self._target, self._name = target, name
-        self._there = target.storage.path(name).stat().st_size
+        self._there = target.sizes[name]
         self._same = True
 
     def write(self, data: Buffer) -> None:

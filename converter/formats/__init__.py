@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
-from pathlib import Path
 
 from converter import manifest
 from converter.checkpoint import Checkpoint
 from converter.errors import SourceError, SourceMissingError
 from converter.formats import fastertransformer, t5x
-from converter.storage import LocalStorage, open_storage
+from converter.storage import Storage, open_storage
 
 
 def open_any(path: str) -> Checkpoint:
@@ -26,7 +25,7 @@ def open_any(path: str) -> Checkpoint:
     return open_weights(storage)
 
 
-def open_weights(weights: LocalStorage) -> Checkpoint:
+def open_weights(weights: Storage) -> Checkpoint:
     """FasterTransformer weights, with the config of their manifest where there is one.
 
     Raises:
@@ -36,7 +35,7 @@ def open_weights(weights: LocalStorage) -> Checkpoint:
     return fastertransformer.open(str(weights), manifest.load(root)["config"] if root else None)
 
 
-def locate(path: str) -> LocalStorage:
+def locate(path: str) -> Storage:
     """The folder that holds `checkpoint`, `checkpoint_*` or config.ini.
 
     `path` may also be a repository with one model, a model folder or a version folder (the newest version is taken).
@@ -55,7 +54,7 @@ def locate(path: str) -> LocalStorage:
     )
 
 
-def locate_manifest(path: str) -> LocalStorage:
+def locate_manifest(path: str) -> Storage:
     """The folder of manifest.json, also where its files are damaged: `path` may be all that `locate` takes.
 
     Raises:
@@ -63,9 +62,8 @@ def locate_manifest(path: str) -> LocalStorage:
         SourceError: several models.
     """
     storage = _folder(path)
-    here, unfinished = storage.root.absolute(), ""
-    above = [LocalStorage(here.parent)] if fastertransformer.FOLDER.fullmatch(here.name) else []
-    for candidate in itertools.chain(above, _descend(storage)):
+    unfinished = ""
+    for candidate in itertools.chain(_above(storage), _descend(storage)):
         if candidate.is_file(manifest.MANIFEST):
             return candidate
         if candidate.is_file(manifest.JOURNAL):
@@ -73,16 +71,16 @@ def locate_manifest(path: str) -> LocalStorage:
     raise SourceMissingError(f"{path}: expected a finished conversion, found no {manifest.MANIFEST}{unfinished}")
 
 
-def _folder(path: str) -> LocalStorage:
+def _folder(path: str) -> Storage:
     storage = open_storage(path)
-    if not storage.exists(""):
+    if not storage.is_folder():
+        if storage.is_file(""):
+            raise SourceError(f"{path}: expected a folder, found a file")
         raise SourceMissingError(f"{path}: no such folder")
-    if not storage.root.is_dir():
-        raise SourceError(f"{path}: expected a folder, found a file")
     return storage
 
 
-def _descend(storage: LocalStorage) -> Iterator[LocalStorage]:
+def _descend(storage: Storage) -> Iterator[Storage]:
     """The folder itself, then along repository / model / version / weights as far as there is one way."""
     yield storage
     folders = storage.folders()
@@ -97,10 +95,15 @@ def _descend(storage: LocalStorage) -> Iterator[LocalStorage]:
         yield from _descend(storage.below(name))
 
 
-def manifest_folder(weights: LocalStorage) -> LocalStorage | None:
+def manifest_folder(weights: Storage) -> Storage | None:
     """The folder of manifest.json: the one of the weights, or the one above; None where nobody wrote one."""
-    above = [Path(weights.root).absolute().parent] if fastertransformer.FOLDER.fullmatch(weights.root.name) else []
-    for folder in (weights.root, *above):
-        if (folder / manifest.MANIFEST).is_file():
-            return LocalStorage(folder)
+    for folder in (weights, *_above(weights)):
+        if folder.is_file(manifest.MANIFEST):
+            return folder
     return None
+
+
+def _above(weights: Storage) -> list[Storage]:
+    """The folder above `<tp>-gpu/`, where the manifest lies."""
+    parent = weights.parent() if fastertransformer.FOLDER.fullmatch(weights.name) else None
+    return [parent] if parent else []

@@ -24,7 +24,7 @@ from converter.errors import OptionsError, Problem, SourceError, report
 from converter.families import FAMILIES
 from converter.families.base import Config, Family, expand, read_rows, require_dims, write_rows
 from converter.plan import OutputFile, Segment
-from converter.storage import LocalStorage, open_storage
+from converter.storage import Storage, open_storage
 from converter.tensor import DTYPES, Array, Box, LazyTensor, TensorSpec, dtype_named, leaf, placeholder, short_name
 
 NAME = "fastertransformer"
@@ -108,7 +108,7 @@ def _ini(family: Family, config: Config, dtype: np.dtype[Any], name: str) -> byt
 # ------------------------------------------------------------------------------------------------------------- reading
 
 
-def recognises(storage: LocalStorage) -> bool:
+def recognises(storage: Storage) -> bool:
     """Whether this is the folder that holds config.ini."""
     return storage.is_file(INI)
 
@@ -163,7 +163,7 @@ def open(uri: str, config: Config | None = None) -> Checkpoint:
     return Checkpoint(family, values, model.tensors, source, model.derived, assumed)
 
 
-def _family(ini: configparser.ConfigParser, storage: LocalStorage) -> Family:
+def _family(ini: configparser.ConfigParser, storage: Storage) -> Family:
     for family in FAMILIES:
         if set(family.fastertransformer.sections) <= set(ini.sections()):
             return family
@@ -171,7 +171,7 @@ def _family(ini: configparser.ConfigParser, storage: LocalStorage) -> Family:
     raise SourceError(f"{storage}/{INI}: expected the sections of a known family ({known}), found {ini.sections()}")
 
 
-def _weight_dtype(family: Family, ini: configparser.ConfigParser, storage: LocalStorage) -> np.dtype[Any]:
+def _weight_dtype(family: Family, ini: configparser.ConfigParser, storage: Storage) -> np.dtype[Any]:
     sections = family.fastertransformer.sections
     found = {ini.get(section, "weight_data_type", fallback="") for section in sections}
     if len(found) != 1 or not found <= set(DTYPES):
@@ -182,7 +182,7 @@ def _weight_dtype(family: Family, ini: configparser.ConfigParser, storage: Local
     return dtype_named(found.pop())
 
 
-def _read_fields(family: Family, ini: configparser.ConfigParser, storage: LocalStorage) -> Mapping[str, Config]:
+def _read_fields(family: Family, ini: configparser.ConfigParser, storage: Storage) -> Mapping[str, Config]:
     """Field key -> what it says about the config."""
     problems, values = [], {}
     for field in family.fastertransformer.fields:
@@ -197,7 +197,7 @@ def _read_fields(family: Family, ini: configparser.ConfigParser, storage: LocalS
     return values
 
 
-def ranks(files: Mapping[str, int], storage: LocalStorage) -> int:
+def ranks(files: Mapping[str, int], storage: Storage) -> int:
     """Tensor-parallel size: one more than the highest rank in the file names."""
     there = {int(match[1]) for name in files if (match := re.fullmatch(r".+\.(\d+)\.bin", name))}
     if there != set(range(len(there))) or not there:
@@ -206,7 +206,7 @@ def ranks(files: Mapping[str, int], storage: LocalStorage) -> int:
     return len(there)
 
 
-def _raw(storage: LocalStorage, file: str, spec: TensorSpec) -> LazyTensor:
+def _raw(storage: Storage, file: str, spec: TensorSpec) -> LazyTensor:
     """A headerless file as a leaf: whole rows of the first axis are read."""
     row = TensorSpec(spec.shape[1:], spec.dtype)
 

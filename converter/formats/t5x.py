@@ -18,7 +18,6 @@ import hashlib
 import itertools
 import json
 import math
-import os
 import re
 from collections.abc import Iterator, Mapping
 from functools import cache
@@ -31,7 +30,7 @@ from converter.errors import LISTED_PROBLEMS, Problem, SourceError, SourceMissin
 from converter.families import FAMILIES, preset_named
 from converter.families.base import Family, expand, infer_dims, read_rows, require_dims
 from converter.formats import gin
-from converter.storage import LocalStorage, open_storage
+from converter.storage import Storage, open_storage
 from converter.tensor import DTYPES, Array, Box, LazyTensor, TensorSpec, dtype_named, in_memory, leaf
 
 NAME = "t5x"
@@ -43,7 +42,7 @@ CHUNKED = "__msgpack_chunked_array__"  # flax splits arrays in the index above 1
 MODEL = "target."  # the arrays of the model; everything else is the training state
 
 
-def recognises(storage: LocalStorage) -> bool:
+def recognises(storage: Storage) -> bool:
     """Whether this folder is a T5X step folder, or holds some."""
     steps = any(STEP_FOLDER.fullmatch(name) for name in storage.folders())
     return steps or storage.is_file(INDEX) or storage.is_file(ORBAX)
@@ -78,10 +77,10 @@ def open(uri: str, model: str | None = None, step: int | None = None) -> Checkpo
     return Checkpoint(family, config, stored.tensors, source, assumed=assumed, stamp=storage.stamp(MODEL), notes=notes)
 
 
-def _step_folder(storage: LocalStorage, step: int | None) -> tuple[LocalStorage, int | None, tuple[str, ...]]:
+def _step_folder(storage: Storage, step: int | None) -> tuple[Storage, int | None, tuple[str, ...]]:
     """The folder with the index; its step where the name says it; unfinished steps that were passed over."""
     _refuse_orbax(storage)
-    named = STEP_FOLDER.fullmatch(storage.root.absolute().name)
+    named = STEP_FOLDER.fullmatch(storage.name)
     if storage.is_file(INDEX):
         found = int(named[1]) if named else None
         if step is not None and step != found:
@@ -103,9 +102,9 @@ def _step_folder(storage: LocalStorage, step: int | None) -> tuple[LocalStorage,
     return storage.below(steps[chosen]), chosen, notes
 
 
-def _refuse_orbax(folder: LocalStorage) -> None:
+def _refuse_orbax(folder: Storage) -> None:
     """A newer step in another container must not be passed over for an older one without a word."""
-    if folder.exists(ORBAX) and not folder.is_file(INDEX):
+    if folder.is_file(ORBAX) and not folder.is_file(INDEX):
         raise SourceError(
             f"{folder}: written by Orbax (it has `{ORBAX}`), which this version cannot read. Expected T5X's own "
             f"container with a file `{INDEX}`: name such a step with --step, or save it with T5X's Checkpointer."
@@ -120,7 +119,7 @@ def _unfinished(steps: Mapping[int, str], numbers: list[int]) -> str:
 # ------------------------------------------------------------------------------------------------------------- index
 
 
-def _target(data: bytes, storage: LocalStorage) -> dict[str, Any]:
+def _target(data: bytes, storage: Storage) -> dict[str, Any]:
     """The model's leaves in the index: name -> array or TensorStore spec."""
     import msgpack
 
@@ -170,7 +169,7 @@ def _decoded(value: Any) -> Any:
 # ------------------------------------------------------------------------------------------------------------ arrays
 
 
-def _arrays(leaves: Mapping[str, Any], storage: LocalStorage, files: Mapping[str, int]) -> dict[str, LazyTensor]:
+def _arrays(leaves: Mapping[str, Any], storage: Storage, files: Mapping[str, int]) -> dict[str, LazyTensor]:
     """Name without `target.` -> tensor, after all folders have been checked.
 
     Raises:
@@ -187,7 +186,7 @@ def _arrays(leaves: Mapping[str, Any], storage: LocalStorage, files: Mapping[str
         if isinstance(value, np.ndarray):
             tensors[name] = in_memory(value, f"{INDEX}:{folder}")
         elif not isinstance(value, dict):
-            problems.append(Problem(folder, "an array", type(value).__name__, source=str(storage.path(INDEX))))
+            problems.append(Problem(folder, "an array", type(value).__name__, source=storage.path(INDEX)))
         elif ".zarray" not in chunks.get(folder, {}):
             problems.append(Problem(folder, "a zarr array", "no such folder", "named in the index", str(storage)))
         else:
@@ -206,9 +205,9 @@ def _arrays(leaves: Mapping[str, Any], storage: LocalStorage, files: Mapping[str
     return tensors
 
 
-def _zarr(storage: LocalStorage, folder: str, files: Mapping[str, int]) -> tuple[LazyTensor, list[Problem]]:
+def _zarr(storage: Storage, folder: str, files: Mapping[str, int]) -> tuple[LazyTensor, list[Problem]]:
     """One zarr v2 array, and what is wrong with its chunk files."""
-    where = str(storage.path(folder))
+    where = storage.path(folder)
     try:
         meta = json.loads(storage.read(f"{folder}/.zarray"))
         shape, grain = tuple(map(int, meta["shape"])), tuple(map(int, meta["chunks"]))
@@ -249,17 +248,15 @@ def _dtype(name: str) -> np.dtype[Any]:
     return dtype
 
 
-def _reader(storage: LocalStorage, folder: str) -> Any:
+def _reader(storage: Storage, folder: str) -> Any:
     """A function that reads a box of the array through TensorStore, opened at the first call."""
 
     @cache
     def store() -> Any:
         import tensorstore
 
-        path = f"{os.path.realpath(storage.path(folder))}/"  # TensorStore refuses `..`
-        kvstore = {"driver": "file", "path": path}
         # a chunk that goes missing after it was checked must not be read as zeros
-        spec = {"driver": "zarr", "kvstore": kvstore, "fill_missing_data_reads": False}
+        spec = {"driver": "zarr", "kvstore": storage.kvstore(folder), "fill_missing_data_reads": False}
         return tensorstore.open(spec, open=True, read=True, write=False).result()
 
     def read(box: Box) -> Array:
@@ -274,7 +271,7 @@ def _reader(storage: LocalStorage, folder: str) -> Any:
     return read
 
 
-def _refuse_scanned(names: Mapping[str, LazyTensor], storage: LocalStorage) -> None:
+def _refuse_scanned(names: Mapping[str, LazyTensor], storage: Storage) -> None:
     if any(name.startswith("encoder.encoder.") for name in names):
         raise SourceError(
             f"{storage}: layers are stacked in one array each (scalable_t5, scan_layers), with one relative-attention "
@@ -285,10 +282,10 @@ def _refuse_scanned(names: Mapping[str, LazyTensor], storage: LocalStorage) -> N
 # -------------------------------------------------------------------------------------------------------- config.gin
 
 
-def _config_gin(storage: LocalStorage) -> str | None:
+def _config_gin(storage: Storage) -> str | None:
     """The text of config.gin, beside the step folder or in it."""
-    for folder in (LocalStorage(storage.root.absolute().parent), storage):
-        if folder.is_file("config.gin"):
+    for folder in (storage.parent(), storage):
+        if folder and folder.is_file("config.gin"):
             try:
                 return folder.read("config.gin").decode()
             except UnicodeDecodeError as error:
@@ -296,7 +293,7 @@ def _config_gin(storage: LocalStorage) -> str | None:
     return None
 
 
-def _gin_statements(family: Family, text: str | None, storage: LocalStorage) -> Iterator[Statement]:
+def _gin_statements(family: Family, text: str | None, storage: Storage) -> Iterator[Statement]:
     """One statement per binding that the family knows."""
     if text is None:
         return

@@ -70,7 +70,7 @@ def test_overwrite_checks_the_space_before_it_removes_anything(
     out = tmp_path / "out"
     assert ftconvert("jax-to-ft", source, out, "--model", "ul2", "--dtype", "bf16").exit_code == 0
     before = tree(out)
-    monkeypatch.setattr("converter.storage.shutil.disk_usage", lambda path: SimpleNamespace(free=9))
+    monkeypatch.setattr("converter.storage.local.shutil.disk_usage", lambda path: SimpleNamespace(free=9))
     result = ftconvert("jax-to-ft", source, out, "--model", "ul2", "--overwrite")
     assert result.exit_code == 73
     assert "the disk has" in result.stderr

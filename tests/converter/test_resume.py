@@ -36,10 +36,10 @@ def audit(event, arguments):
     if event in ("os.rename", "os.remove", "os.rmdir", "os.mkdir"):
         step()
 
-from converter import storage
 from converter.cli import main
+from converter.storage import local
 
-write = storage.LocalWriter.write
+write = local.LocalWriter.write
 
 def torn(self, data):
     if seen + 1 == last:
@@ -47,7 +47,16 @@ def torn(self, data):
     step()
     write(self, data)
 
-storage.LocalWriter.write = torn
+append = local.LocalAppender.append
+
+def appended(self, data):
+    if seen + 1 == last:
+        append(self, data[: len(data) // 2])
+    step()
+    append(self, data)
+
+local.LocalAppender.append = appended
+local.LocalWriter.write = torn
 sys.addaudithook(audit)
 try:
     main(sys.argv[3:])
@@ -160,11 +169,11 @@ def test_stopped_in_the_middle(tmp_path: Path, example: Path, number: signal.Sig
 
 SLOWLY = """
 import sys, time
-from converter import storage
+from converter.storage import local
 from converter.cli import main
 
-commit = storage.LocalWriter.commit
-storage.LocalWriter.commit = lambda self, durable=False: (time.sleep(0.05), commit(self, durable))[1]
+commit = local.LocalWriter.commit
+local.LocalWriter.commit = lambda self, durable=False: (time.sleep(0.05), commit(self, durable))[1]
 main(sys.argv[1:])
 """
 

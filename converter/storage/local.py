@@ -1,7 +1,6 @@
-"""Where bytes lie: list, ranged read, and write -> commit | abort.
+"""Folders on this machine.
 
-A file under its final name is always whole: a writer collects its bytes under a temporary name and gives it the final
-one in `commit`. Local folders so far; `gs://` is recognised and refused.
+A writer collects its bytes under a temporary name and gives the file its own in `commit`.
 """
 
 from __future__ import annotations
@@ -11,32 +10,15 @@ import hashlib
 import os
 import shutil
 import uuid
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import crc32c
 
-from converter.errors import DestinationError, FtconvertError, IncompleteError, OptionsError, SourceError, UsageError
+from converter.errors import DestinationError, FtconvertError, IncompleteError, SourceError
+from converter.storage.base import TEMPORARY, Buffer, Storage
 
-Buffer = bytes | bytearray | memoryview
-TEMPORARY = ".tmp-"  # prefix of files that are being written; removed when a conversion resumes
-
-
-class Writer(Protocol):
-    """One file on its way. Exactly one of `commit` and `abort` ends it."""
-
-    size: int
-
-    def write(self, data: Buffer) -> None: ...
-    def commit(self) -> str: ...
-    def abort(self) -> None: ...
-
-
-class Target(Protocol):
-    """Anything that files can be written to."""
-
-    def writer(self, name: str) -> Writer: ...
+BLOCK = 8 << 20  # bytes read at a time for a checksum
 
 
 class LocalStorage:
@@ -48,12 +30,33 @@ class LocalStorage:
     def __str__(self) -> str:
         return str(self.root)
 
-    def path(self, name: str) -> Path:
-        return self.root / name
+    @property
+    def name(self) -> str:
+        """The folder's own name."""
+        return self.root.absolute().name
+
+    def path(self, name: str) -> str:
+        """Where a file lies."""
+        return str(self.root / name)
 
     def below(self, name: str) -> LocalStorage:
         """A folder in this one."""
-        return LocalStorage(self.path(name))
+        return LocalStorage(self.root / name)
+
+    def parent(self) -> LocalStorage | None:
+        """The folder this one lies in; None for `/`."""
+        here = self.root.absolute()
+        return None if here.parent == here else LocalStorage(here.parent)
+
+    def contains(self, other: Storage) -> bool:
+        """Whether the other is this folder or lies in it, links followed."""
+        if not isinstance(other, LocalStorage):
+            return False
+        here, there = os.path.realpath(self.root), os.path.realpath(other.root)
+        return os.path.commonpath([here, there]) == here
+
+    def is_folder(self) -> bool:
+        return os.path.isdir(self.root)
 
     def files(self) -> dict[str, int]:
         """Every file below the folder: name -> bytes. Empty where the folder is not there."""
@@ -70,7 +73,7 @@ class LocalStorage:
         digest = hashlib.sha256()
         for name, size in sorted(self.files().items()):
             if name.startswith(prefix):
-                digest.update(f"{name}\0{size}\0{self.path(name).stat().st_mtime_ns}\n".encode())
+                digest.update(f"{name}\0{size}\0{(self.root / name).stat().st_mtime_ns}\n".encode())
         return digest.hexdigest()
 
     def folders(self) -> list[str]:
@@ -78,12 +81,8 @@ class LocalStorage:
         with os.scandir(self.root) as entries:
             return sorted(entry.name for entry in entries if entry.is_dir())
 
-    def exists(self, name: str) -> bool:
-        """Whether a file or folder of this name is there."""
-        return os.path.exists(self.path(name))
-
     def is_file(self, name: str) -> bool:
-        return os.path.isfile(self.path(name))
+        return os.path.isfile(self.root / name)
 
     def read(self, name: str, start: int = 0, size: int | None = None) -> bytes:
         """Bytes of a file, `size` of them from `start` (all without a size).
@@ -104,7 +103,7 @@ class LocalStorage:
 
     def writer(self, name: str) -> LocalWriter:
         """A new file; it appears under its name when it is committed."""
-        return LocalWriter(self.path(name))
+        return LocalWriter(self.root / name)
 
     def write(self, name: str, data: bytes) -> None:
         """A small file, whole or not at all, on disk when this returns."""
@@ -116,19 +115,13 @@ class LocalStorage:
             writer.abort()
             raise
 
-    def append(self, name: str, data: bytes) -> None:
-        """One record at the end of a journal; what a killed process leaves half-written is the last line."""
-        path = self.path(name)
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with open(path, "ab", buffering=0) as file:
-                file.write(data)
-        except OSError as error:
-            raise io_error(error, path) from error
+    def appender(self, name: str) -> LocalAppender:
+        """Records at the end of a file; what a killed process leaves half-written is the last line."""
+        return LocalAppender(self.root / name)
 
     def remove(self, name: str) -> None:
         """A file or a whole folder; nothing happens where it is not there."""
-        path = self.path(name)
+        path = self.root / name
         try:
             if path.is_dir() and not path.is_symlink():
                 shutil.rmtree(path)
@@ -137,10 +130,45 @@ class LocalStorage:
         except OSError as error:
             raise DestinationError(f"cannot remove {path}: {error.strerror}. Remove it by hand.") from error
 
+    def checksum(self, name: str) -> str:
+        """crc32c of a file, 8 hex digits, read in blocks."""
+        crc, start, size = 0, 0, (self.root / name).stat().st_size
+        while start < size:
+            block = self.read(name, start, min(BLOCK, size - start))
+            crc = crc32c.crc32c(block, crc)
+            start += len(block)
+        return f"{crc:08x}"
+
+    def kvstore(self, name: str) -> dict[str, Any]:
+        """TensorStore's key-value store for a folder below; TensorStore refuses `..` in a path."""
+        return {"driver": "file", "path": f"{os.path.realpath(self.root / name)}/"}
+
     def free_bytes(self) -> int:
         """Space left where this folder is, or will be."""
         there = next(path for path in (self.root.absolute(), *self.root.absolute().parents) if os.path.exists(path))
         return shutil.disk_usage(there).free
+
+
+class LocalAppender:
+    """Appends to a file, every record at once."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = open(path, "ab", buffering=0)  # noqa: SIM115 (close closes it)
+        except OSError as error:
+            raise io_error(error, path) from error
+
+    def append(self, data: bytes) -> None:
+        """One record."""
+        try:
+            self._file.write(data)
+        except OSError as error:
+            raise io_error(error, self._path) from error
+
+    def close(self) -> None:
+        self._file.close()
 
 
 class LocalWriter:
@@ -201,33 +229,3 @@ def io_error(error: OSError, path: Any) -> FtconvertError:
     """The project's error for an error of the system while reading or writing."""
     mend = "Free some space and run the same command again; it goes on where it stopped." if error.errno in FULL else ""
     return IncompleteError(f"{path}: {error.strerror or error}. {mend}".rstrip())
-
-
-def open_storage(uri: str) -> LocalStorage:
-    """The storage a path or URI names.
-
-    Raises:
-        UsageError: it is empty.
-        OptionsError: gs://, which this version cannot read or write yet.
-    """
-    if not uri:
-        raise UsageError("expected a path, found an empty one (a variable that is not set?)")
-    if uri.startswith("gs://"):
-        raise OptionsError(f"{uri}: this version reads and writes local folders only. Copy it to a local folder first.")
-    return LocalStorage(uri)
-
-
-def checksum(storage: LocalStorage, name: str, block: int = 8 << 20) -> str:
-    """crc32c of a file, 8 hex digits, read `block` bytes at a time."""
-    crc = 0
-    for data in _blocks(storage, name, block):
-        crc = crc32c.crc32c(data, crc)
-    return f"{crc:08x}"
-
-
-def _blocks(storage: LocalStorage, name: str, block: int) -> Iterator[bytes]:
-    start, size = 0, storage.path(name).stat().st_size
-    while start < size:
-        data = storage.read(name, start, min(block, size - start))
-        yield data
-        start += len(data)

@@ -1,0 +1,97 @@
+"""What every storage can do, and the words for it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+Buffer = bytes | bytearray | memoryview
+TEMPORARY = ".tmp-"  # prefix of files that are being written; removed when a conversion resumes
+
+
+class Writer(Protocol):
+    """One file on its way. Exactly one of `commit` and `abort` ends it."""
+
+    size: int
+
+    def write(self, data: Buffer) -> None: ...
+    def commit(self) -> str: ...
+    def abort(self) -> None: ...
+
+
+class Target(Protocol):
+    """Anything that files can be written to."""
+
+    def writer(self, name: str) -> Writer: ...
+
+
+class Storage(Target, Protocol):
+    """A folder, here or in a bucket; names are relative to it and use `/`. `str()` of it is its path or URI.
+
+    A file under its name is always whole, wherever it lies.
+
+    Raises:
+        SourceMissingError, SourceError: there is no such folder, bucket or file, or it may not be read.
+        DestinationError: it may not be written.
+        IncompleteError: an error that a retry may mend.
+    """
+
+    @property
+    def name(self) -> str:
+        """The folder's own name, the last part of its path."""
+
+    def path(self, name: str) -> str:
+        """Where a file lies, for messages."""
+
+    def below(self, name: str) -> Storage:
+        """A folder in this one."""
+
+    def parent(self) -> Storage | None:
+        """The folder this one lies in; None at the top."""
+
+    def contains(self, other: Storage) -> bool:
+        """Whether the other is this folder or lies in it."""
+
+    def is_folder(self) -> bool:
+        """Whether there is a folder here (in a bucket: anything below this prefix)."""
+
+    def is_file(self, name: str) -> bool:
+        """Whether there is a file of this name; the empty name asks whether this storage itself is one."""
+
+    def files(self) -> dict[str, int]:
+        """Every file below the folder: name -> bytes. Empty where the folder is not there."""
+
+    def folders(self) -> list[str]:
+        """Names of the folders directly below, sorted."""
+
+    def stamp(self, prefix: str) -> str:
+        """Digest over the files whose names begin with `prefix`: changes when one of them is written again."""
+
+    def checksum(self, name: str) -> str:
+        """crc32c of a file, 8 hex digits."""
+
+    def read(self, name: str, start: int = 0, size: int | None = None) -> bytes:
+        """Bytes of a file, `size` of them from `start` (all without a size)."""
+
+    def kvstore(self, name: str) -> Mapping[str, Any]:
+        """TensorStore's key-value store for a folder below."""
+
+    def write(self, name: str, data: bytes) -> None:
+        """A small file, whole or not at all, durable when this returns."""
+
+    def appender(self, name: str) -> Appender:
+        """For a journal: records at the end of a file."""
+
+    def remove(self, name: str) -> None:
+        """A file or a whole folder; nothing happens where it is not there."""
+
+    def free_bytes(self) -> int | None:
+        """Space left; None where there is no end of it."""
+
+
+class Appender(Protocol):
+    """Adds records to a file. A killed process may lose the last ones, and leave the last half-written."""
+
+    def append(self, data: bytes) -> None: ...
+    def close(self) -> None:
+        """Everything that was appended is there when this returns."""
