@@ -134,6 +134,7 @@ class T5XTable:
     gin: Mapping[str, tuple[str, ...]]  # config key -> spellings in config.gin, without module prefix
     read_gin: Callable[[str, Any], Config]  # (config key, gin's value) -> config values
     read_names: Callable[[Collection[str]], Config]  # what the presence of arrays states
+    write_gin: Callable[[Config], Mapping[str, Any]]  # {"T5Config.emb_dim": 512, ...}: what a config.gin has to say
 
 
 @dataclass(frozen=True)

@@ -129,6 +129,20 @@ def _read_gin(key: str, value: Any) -> Config:
     return _activation(ACTIVATIONS.get(names, f"unknown: {names}"))
 
 
+def _write_gin(config: Config) -> Config:
+    """Bindings of t5x.examples.t5.network.T5Config.
+
+    Raises:
+        KeyError: an activation that T5X has no name for.
+    """
+    keys = {
+        key: spelling for key, spellings in GIN.items() for spelling in spellings if spelling.startswith("T5Config.")
+    }
+    names = {activation: names for names, activation in ACTIVATIONS.items() if "swish" not in names}
+    values = {**config, "feed_forward_proj": names[config["feed_forward_proj"]]}
+    return {spelling: values[key] for key, spelling in keys.items()}
+
+
 def _activation(feed_forward_proj: str) -> Config:
     """transformers derives the second from the first; here the arrays alone can state it, too."""
     return {"feed_forward_proj": feed_forward_proj, "is_gated_act": feed_forward_proj.startswith("gated-")}
@@ -268,7 +282,7 @@ FAMILY = Family(
     flags=("is_gated_act", "tie_word_embeddings"),
     features=_features,
     weights=tuple(_weights()),
-    t5x=T5XTable(tuple(_t5x_rows()), GIN, _read_gin, _read_names),
+    t5x=T5XTable(tuple(_t5x_rows()), GIN, _read_gin, _read_names, _write_gin),
     fastertransformer=FasterTransformerTable(
         model_type="T5",
         rows=tuple(_ft_rows()),

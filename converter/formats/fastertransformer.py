@@ -23,9 +23,10 @@ from converter.checkpoint import Checkpoint, Source, agreed, with_defaults
 from converter.errors import OptionsError, Problem, SourceError, report
 from converter.families import FAMILIES
 from converter.families.base import Config, Family, expand, read_rows, require_dims, write_rows
+from converter.formats.raw import raw
 from converter.plan import OutputFile, Segment
 from converter.storage import Storage, open_storage
-from converter.tensor import DTYPES, Array, Box, LazyTensor, TensorSpec, dtype_named, leaf, placeholder, short_name
+from converter.tensor import DTYPES, Box, LazyTensor, TensorSpec, dtype_named, placeholder, short_name
 
 NAME = "fastertransformer"
 INI = "config.ini"
@@ -152,7 +153,7 @@ def open(uri: str, config: Config | None = None) -> Checkpoint:
             if files.get(file) != spec.nbytes:
                 got = f"{files[file]} bytes" if file in files else "no such file"
                 problems.append(Problem(file, f"{spec.nbytes} bytes: {spec}", got, source=str(storage)))
-        leaves = [_raw(storage, file, spec) for file, spec in parts.items()]
+        leaves = [raw(storage, file, spec) for file, spec in parts.items()]
         stored[name] = ops.concat(leaves, split or 0)
     problems += [Problem(name, "no such file", f"{files[name]} bytes") for name in sorted(files.keys() - wanted)]
     if problems:
@@ -204,16 +205,3 @@ def ranks(files: Mapping[str, int], storage: Storage) -> int:
         found = f"ranks {sorted(there)}" if there else "none"
         raise SourceError(f"{storage}: expected `<tensor>.<rank>.bin` of ranks 0, 1, ... beside {INI}, found {found}")
     return len(there)
-
-
-def _raw(storage: Storage, file: str, spec: TensorSpec) -> LazyTensor:
-    """A headerless file as a leaf: whole rows of the first axis are read."""
-    row = TensorSpec(spec.shape[1:], spec.dtype)
-
-    def read(box: Box) -> Array:
-        start, stop = box.start[0], box.stop[0]
-        data = storage.read(file, start * row.nbytes, (stop - start) * row.nbytes)
-        array = np.frombuffer(data, spec.dtype).reshape(stop - start, *row.shape)
-        return array[(slice(None), *box.slices[1:])]
-
-    return leaf(spec, file, (1, *spec.shape[1:]), read)
