@@ -10,8 +10,11 @@ import numpy as np
 
 from converter import ops
 from converter.errors import Problem, SourceError, report
-from converter.families.base import Config, Family, Tensors
-from converter.tensor import LazyTensor, widest
+from converter.families import family_named
+from converter.families.base import Config, Family, Repeat, Tensors, expand
+from converter.plan import BAND_BYTES, bands
+from converter.storage import Storage
+from converter.tensor import widest
 
 
 @dataclass(frozen=True)
@@ -28,26 +31,42 @@ class Source:
 
 
 @dataclass(frozen=True)
+class Companions:
+    """Files beside the weights that belong to a Hugging Face model: tokenizer, generation_config.json."""
+
+    storage: Storage
+    names: Mapping[str, str]  # name in the written folder -> name in `storage`
+
+    def read(self) -> dict[str, bytes]:
+        """Their content."""
+        return {name: self.storage.read(there) for name, there in sorted(self.names.items())}
+
+
+@dataclass(frozen=True)
 class Checkpoint:
     """An opened checkpoint. Nothing of its tensors has been read.
 
     Attributes:
         config: Hugging-Face-style config.
         tensors: canonical name -> LazyTensor.
-        derived: stored name -> (as stored, as it has to be) for tensors that only repeat others.
+        description: what it is, for people.
+        derived: stored name -> what it repeats.
         assumed: config keys that the source does not state.
         stamp: changes when a file of the source is written again, even with the same size; other on every machine.
         notes: what a user should know about how it was opened, e.g. an unfinished step that was passed over.
+        companions: files that a Hugging Face model takes along.
     """
 
     family: Family
     config: Config
     tensors: Tensors
     source: Source
-    derived: Mapping[str, tuple[LazyTensor, LazyTensor]] = field(default_factory=dict)
+    description: str
+    derived: Mapping[str, Repeat] = field(default_factory=dict)
     assumed: tuple[str, ...] = ()
     stamp: str = ""
     notes: tuple[str, ...] = ()
+    companions: tuple[Companions, ...] = ()
 
     @property
     def dtypes(self) -> tuple[np.dtype[Any], ...]:
@@ -73,6 +92,45 @@ class Checkpoint:
     def cast(self, dtype: np.dtype[Any]) -> Checkpoint:
         """The same checkpoint in one element type."""
         return replace(self, tensors={name: ops.cast(tensor, dtype) for name, tensor in self.tensors.items()})
+
+
+def as_equivalent(model: Checkpoint) -> Checkpoint:
+    """The model as one of the family that it also belongs to when some of its tensors are equal, else itself.
+
+    Which ones have to be joins `derived`: nothing is read here, `check_repeats` compares them.
+    """
+    also = model.family.equivalent
+    if also is None:
+        return model
+    family = family_named(also.family)
+    features = family.features(model.config)
+    config = {**model.config, **also.identity}
+    rows = expand(also.repeats, model.config, features)
+    repeats = {
+        name: Repeat(model.tensors[name], model.tensors[row.of[0]], also.otherwise)
+        for name, row in rows.items()
+        if name != row.of[0]
+    }
+    tensors = {name: model.tensors[name] for name in family.specs(config, model.widest_dtype)}
+    return replace(model, family=family, config=config, tensors=tensors, derived={**model.derived, **repeats})
+
+
+def check_repeats(checkpoint: Checkpoint) -> None:
+    """Stored tensors that only repeat others must equal them, bit for bit. Reads both, a band at a time.
+
+    Raises:
+        SourceError: names those that do not.
+    """
+    problems = []
+    for name, (stored, expected, otherwise) in checkpoint.derived.items():
+        equal = stored.spec == expected.spec and all(
+            np.ascontiguousarray(stored.read(box)).tobytes() == np.ascontiguousarray(expected.read(box)).tobytes()
+            for box in bands(expected, BAND_BYTES)
+        )
+        if not equal:
+            problems.append(Problem(name, f"equal to {expected.origin}", "other values", otherwise, stored.origin))
+    if problems:
+        raise SourceError(report(f"{checkpoint.source.uri}: tensors that contradict each other", problems))
 
 
 Statement = tuple[str, Config]  # (who says so, what)

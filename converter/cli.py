@@ -96,52 +96,127 @@ def main() -> None:
     """From a trained checkpoint to a model that NVIDIA Triton serves."""
 
 
-@main.command("jax-to-ft")
-@click.argument("source", metavar="SOURCE")
-@click.argument("destination", metavar="DESTINATION")
-@click.option("--model", required=True, help="What was trained: t5, t5-v1.1, flan-t5, ul2, flan-ul2, mt5, byt5.")
-@click.option("--name", default="", help="Name of the served model.  [default: the --model]")
-@click.option("--model-version", type=click.IntRange(1), default=1, show_default=True, help="Version folder.")
-@click.option("-t", "--tensor-parallel", type=click.IntRange(1), default=1, show_default=True, help="GPUs per layer.")
-@click.option("-p", "--pipeline-parallel", type=click.IntRange(1), default=1, show_default=True, help="Stages.")
-@click.option(
-    "--dtype",
-    type=click.Choice(["source", "fp32", "fp16", "bf16"]),
-    default="source",
-    show_default=True,
-    help="Type of the written weights; `source` with mixed types is the widest.",
-)
-@click.option(
-    "--compute-dtype",
-    type=click.Choice(["fp32", "fp16", "bf16"]),
-    default=None,
-    help="`data_type` in config.pbtxt.  [default: bf16]",
-)
-@click.option("--step", type=click.IntRange(0), default=None, help="Which step.  [default: the newest complete one]")
-@click.option(
-    "--layout",
-    type=click.Choice(["repository", "weights"]),
-    default="repository",
-    show_default=True,
-    help="A Triton model repository, or the bare weights.",
-)
-@click.option("--memory-budget", type=Size(), default="2GiB", show_default=True, help="Bytes in flight.")
-@click.option("-j", "--jobs", type=click.IntRange(1), default=None, help="Threads.  [default: number of CPUs]")
-@click.option("--overwrite", is_flag=True, help="Replace a model that is at the destination.")
-@click.option("--dry-run", is_flag=True, help="Print the whole plan, read no tensor, write nothing.")
-@click.option("--quiet", is_flag=True, help="No progress bar, no summary.")
-@as_json
-@fails_well
-def jax_to_ft(dry_run: bool, quiet: bool, as_json: bool, **options: Any) -> None:
-    """Convert a T5X checkpoint into FasterTransformer weights for Triton.
+# What can be converted into what, and how the two are called in a sentence.
+PAIRS = ("jax-to-ft", "jax-to-hf", "hf-to-ft", "hf-to-hf", "hf-to-jax", "ft-to-ft", "ft-to-hf")
+SOURCES = {
+    "jax": "a T5X checkpoint (legacy container or Orbax)",
+    "hf": "a Hugging Face model",
+    "ft": "FasterTransformer weights",
+}
+TARGETS = {"ft": "FasterTransformer weights for Triton", "hf": "a Hugging Face model", "jax": "a T5X checkpoint"}
+SOURCE_HELP = {
+    "jax": "SOURCE is a `checkpoint_<step>` folder or the folder that holds several.",
+    "hf": "SOURCE is a folder with config.json and its weights, or hub:ORG/NAME[@REVISION].",
+    "ft": "SOURCE is a model repository with one model, a model, a version, or the folder with config.ini.",
+}
+TARGET_HELP = {
+    "ft": "DESTINATION becomes a model repository: DESTINATION/<name>/config.pbtxt and "
+    "DESTINATION/<name>/<version>/<tp>-gpu/.",
+    "hf": "DESTINATION gets config.json, model*.safetensors, generation_config.json and the tokenizer.",
+    "jax": "DESTINATION gets config.gin and checkpoint_<step>/ in T5X's own container.",
+}
+PRESETS = "t5, t5-v1.1, flan-t5, ul2, flan-ul2, mt5, umt5, byt5"
 
-    SOURCE is a `checkpoint_<step>` folder or the folder that holds several. DESTINATION becomes a model repository:
-    DESTINATION/<name>/config.pbtxt and DESTINATION/<name>/<version>/<tp>-gpu/. Killed and started again, it goes on
-    where it stopped.
-    """
+Option = Callable[[Callable[..., None]], Callable[..., None]]
+
+
+def _options(source: str, target: str) -> list[Option]:
+    """The options of one pair, in the order of its help."""
+    dtypes = ["fp32", "fp16", "bf16"]
+    model = f"What was trained: {PRESETS}."
+    if source != "jax":
+        model = f"What it has to be: {PRESETS}.  [default: whatever it says it is]"
+    options = [
+        click.option("--model", required=source == "jax", help=model),
+        click.option("--name", default="", help="Name of the served model.  [default: --model or the source's folder]"),
+    ]
+    if target == "ft":
+        options += [
+            click.option(
+                "--model-version", type=click.IntRange(1), default=1, show_default=True, help="Version folder."
+            ),
+            click.option(
+                "-t", "--tensor-parallel", type=click.IntRange(1), default=1, show_default=True, help="GPUs per layer."
+            ),
+            click.option(
+                "-p", "--pipeline-parallel", type=click.IntRange(1), default=1, show_default=True, help="Stages."
+            ),
+        ]
+    options.append(
+        click.option(
+            "--dtype",
+            type=click.Choice(["source", *dtypes]),
+            default="source",
+            show_default=True,
+            help="Type of the written weights; `source` with mixed types is the widest.",
+        )
+    )
+    if target == "ft":
+        options.append(
+            click.option(
+                "--compute-dtype",
+                type=click.Choice(dtypes),
+                default=None,
+                help="`data_type` in config.pbtxt.  [default: bf16]",
+            )
+        )
+    if source == "jax":
+        which = "Which step.  [default: the newest complete one]"
+        options.append(click.option("--step", type=click.IntRange(0), default=None, help=which))
+    if target == "jax":
+        options.append(click.option("--step", type=click.IntRange(0), default=0, show_default=True, help="Its step."))
+    options.append(click.option("--lora", default="", metavar="PATH", help="PEFT adapter to merge, also hub:ORG/NAME."))
+    if target == "hf":
+        tokenizer = "SentencePiece .model, tokenizer.json or folder to take along.  [default: the source's own]"
+        options.append(click.option("--tokenizer", default="", metavar="PATH", help=tokenizer))
+    if target == "ft":
+        options.append(
+            click.option(
+                "--layout",
+                type=click.Choice(["repository", "weights"]),
+                default="repository",
+                show_default=True,
+                help="A Triton model repository, or the bare weights.",
+            )
+        )
+    return [
+        *options,
+        click.option("--memory-budget", type=Size(), default="2GiB", show_default=True, help="Bytes in flight."),
+        click.option("-j", "--jobs", type=click.IntRange(1), default=None, help="Threads.  [default: number of CPUs]"),
+        click.option("--overwrite", is_flag=True, help="Replace a model that is at the destination."),
+        click.option("--dry-run", is_flag=True, help="Print the whole plan, read no tensor, write nothing."),
+        click.option("--quiet", is_flag=True, help="No progress bar, no summary."),
+        as_json,
+    ]
+
+
+def _add_conversion(pair: str) -> None:
+    """The command of one pair."""
+    source, target = pair.split("-to-")
+
+    def command(dry_run: bool, quiet: bool, as_json: bool, **options: Any) -> None:
+        _convert((source, target), dry_run, quiet, as_json, options)
+
+    command = fails_well(command)
+    for option in reversed(_options(source, target)):
+        command = option(command)
+    for name in ("destination", "source"):
+        command = click.argument(name, metavar=name.upper())(command)
+    text = (
+        f"Convert {SOURCES[source]} into {TARGETS[target]}.\n\n{SOURCE_HELP[source]} {TARGET_HELP[target]} Both may be "
+        "gs:// URIs. Killed and started again, it goes on where it stopped."
+    )
+    main.command(pair, help=text)(command)
+
+
+for _pair in PAIRS:
+    _add_conversion(_pair)
+
+
+def _convert(pair: tuple[str, str], dry_run: bool, quiet: bool, as_json: bool, options: dict[str, Any]) -> None:
     from converter.convert import Request, convert, prepare
 
-    request = Request(**{key: value for key, value in options.items() if value is not None})
+    request = Request(pair=pair, **{key: value for key, value in options.items() if value is not None})
     started = time.monotonic()
     conversion = prepare(request)
     for note in conversion.notes:
@@ -186,33 +261,38 @@ def _print_plan(conversion: Conversion, as_json: bool) -> None:
     rows: list[dict[str, Any]] = [
         {
             "path": file.path,
-            "shape": list(file.segments[0].box.shape) if file.segments else None,
+            "shape": list(file.segments[0].box.shape) if len(file.segments) == 1 else None,
             "dtype": short_name(file.segments[0].tensor.spec.dtype) if file.segments else None,
             "bytes": file.nbytes,
+            "tensors": len(file.segments),
             "from": [segment.tensor.origin for segment in file.segments],
         }
         for file in plan.files
     ]
-    totals = {
+    totals: dict[str, Any] = {
         "files": len(rows),
         "bytes_written": plan.nbytes,
         "bytes_read": conversion.read_nbytes,
         "memory_budget": conversion.limits.budget,
         "minimum_memory_budget": plan.minimum_budget,
         "jobs": conversion.limits.jobs,
+        "compared_first": sorted(conversion.checkpoint.derived),
     }
     if as_json:
         document = {"destination": str(folder), "manifest": conversion.manifest, "plan": rows, **totals}
         click.echo(json.dumps(document, indent=2))
         return
     for row in rows:
-        shape = "x".join(map(str, row["shape"])) if row["shape"] else "-"
+        several = f"{row['tensors']} tensors" if row["tensors"] > 1 else "-"
+        shape = "x".join(map(str, row["shape"])) if row["shape"] else several
         click.echo(f"{row['bytes']:>14,}  {row['dtype'] or '-':<5} {shape:<16} {row['path']}")
     click.echo(
         f"{plan.nbytes:>14,}  bytes in {len(rows)} files to {folder}; {conversion.read_nbytes:,} bytes read\n"
         f"memory budget {conversion.limits.budget:,} bytes (at least {plan.minimum_budget:,} needed), "
         f"{conversion.limits.jobs} threads"
     )
+    if conversion.checkpoint.derived:
+        click.echo(f"compared before anything is written: {', '.join(totals['compared_first'])}")
 
 
 def _print_report(report: Report, seconds: float, quiet: bool, as_json: bool) -> None:
@@ -276,7 +356,7 @@ def inspect(path: str, as_json: bool) -> None:
         click.echo(json.dumps(vars(found), indent=2))
         return
     step = "" if found.step is None else f", step {found.step}"
-    click.echo(f"{found.path}: {found.format}, family {found.family}{step}")
+    click.echo(f"{found.path}: {found.description}, family {found.family}{step}")
     click.echo(
         f"  {found.parameters:,} parameters, {found.tensors} tensors, {found.nbytes:,} bytes, {'/'.join(found.dtypes)}"
     )

@@ -1,27 +1,29 @@
 """A conversion, from request to report, readable in one screen.
 
-open the source -> cast -> lay out -> plan (checked) -> claim the destination -> engine -> manifest.json -> finish
+open the source -> merge an adapter -> cast -> lay out -> plan (checked) -> compare what only repeats -> claim the
+destination -> engine -> manifest.json -> finish
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from converter import engine, manifest
-from converter.checkpoint import Checkpoint
-from converter.errors import DestinationError, SourceError, UsageError
-from converter.families import preset_named
-from converter.formats import fastertransformer, locate, t5x
+from converter.checkpoint import Checkpoint, as_equivalent, check_repeats
+from converter.errors import DestinationError, UsageError
+from converter.formats import adapter_folder, fastertransformer, huggingface, is_hub, lora, open_any, t5x, t5x_writer
 from converter.manifest import Destination, File, Journal, Manifest
-from converter.plan import Plan
+from converter.plan import OutputFile, Plan
 from converter.storage import open_storage
 from converter.tensor import dtype_named, short_name
 
 REPOSITORY, WEIGHTS = "repository", "weights"
 DEFAULT_BUDGET = 2 << 30  # bytes in flight
+# What can be converted into what, as the command line calls it.
+PAIRS = (("jax", "ft"), ("jax", "hf"), ("hf", "ft"), ("hf", "hf"), ("hf", "jax"), ("ft", "ft"), ("ft", "hf"))
 
 
 @dataclass(frozen=True)
@@ -30,7 +32,8 @@ class Request:
 
     source: str
     destination: str
-    model: str
+    model: str = ""
+    pair: tuple[str, str] = ("jax", "ft")
     name: str = ""
     model_version: int = 1
     tensor_parallel: int = 1
@@ -38,7 +41,9 @@ class Request:
     dtype: str = "source"
     compute_dtype: str = ""
     step: int | None = None
-    layout: str = REPOSITORY
+    lora: str = ""
+    tokenizer: str = ""
+    layout: str = ""
     memory_budget: int = DEFAULT_BUDGET
     jobs: int = 0
     overwrite: bool = False
@@ -70,8 +75,11 @@ class Conversion:
     def notes(self) -> tuple[str, ...]:
         """What a user should know before it starts."""
         wanted, budget = self.request.memory_budget, self.limits.budget
-        raised = f"--memory-budget {wanted:,} is too small for the chunks of this source; taking {budget:,} bytes"
-        return (*self.checkpoint.notes, *([raised] if budget > wanted else []))
+        notes = list(self.checkpoint.notes)
+        if budget > wanted:
+            too_small = f"--memory-budget {wanted:,} is too small for the chunks of this source"
+            notes.append(f"{too_small}; taking {budget:,} bytes")
+        return tuple(notes)
 
     @property
     def read_nbytes(self) -> int:
@@ -94,55 +102,81 @@ def prepare(request: Request) -> Conversion:
     Raises:
         UsageError, SourceError, SourceMissingError, OptionsError, DestinationError: see errors.py.
     """
-    name = request.name or request.model
-    if "/" in name or name.startswith(".") or not name.isprintable():
+    name = request.name or request.model or _folder_name(request.source)
+    if not name or "/" in name or name.startswith(".") or not name.isprintable():
         raise UsageError(f"--name {name!r}: expected a folder name, printable, without `/` and not starting with a dot")
-    source = _open_source(request)
-    family = source.family
-    table = family.fastertransformer
-    fastertransformer.check_divisible(source.config, table.layers, request.pipeline_parallel, "--pipeline-parallel")
-    dtype = source.widest_dtype if request.dtype == "source" else dtype_named(request.dtype)
-    plan = Plan(tuple(fastertransformer.outputs(source.cast(dtype), request.tensor_parallel, name)))
-    options = {
-        "model": request.model,
-        "name": name,
-        "tensor_parallel": request.tensor_parallel,
-        "pipeline_parallel": request.pipeline_parallel,
-        "dtype": short_name(dtype),
-        "compute_dtype": request.compute_dtype or table.compute_dtype or short_name(dtype),
-        "layout": request.layout,
-    }
+    source_format, target = request.pair
+    step = request.step if source_format == "jax" else None
+    opened = open_any(request.source, request.model or None, step, only=source_format)
+    dtype = opened.widest_dtype if request.dtype == "source" else dtype_named(request.dtype)
+    if request.lora:
+        opened = lora.merge(opened, adapter_folder(request.lora))
+    layout = request.layout or (REPOSITORY if target == "ft" else WEIGHTS)
+    request = replace(request, name=name, layout=layout)
+    model, files, own_options = _TARGETS[target](request, opened.cast(dtype))
+    plan = Plan(tuple(files))
+    options = {"model": request.model, "name": name, "dtype": short_name(dtype), "layout": layout, **own_options}
     skeleton = {
         "format_version": manifest.FORMAT_VERSION,
-        "format": fastertransformer.NAME,
-        "family": family.name,
-        "config": {**source.config, "torch_dtype": dtype.name},
-        "source": vars(source.source),
-        "options": options,
+        "format": _FORMAT_NAMES[target],
+        "family": model.family.name,
+        "config": {**model.config, "torch_dtype": dtype.name},
+        "source": vars(model.source),
+        "options": options | ({"lora": request.lora} if request.lora else {}),
         "tool_version": manifest.tool_version(),
     }
     limits = engine.Limits.of(plan, request.memory_budget, request.jobs or os.cpu_count() or 1)
-    return Conversion(request, source, plan, limits, _destination(request, name), skeleton)
+    return Conversion(request, model, plan, limits, _destination(request), skeleton)
 
 
-def _open_source(request: Request) -> Checkpoint:
-    _, preset = preset_named(request.model)
-    if fastertransformer.NAME in preset.refused:
-        raise SourceError(f"--model {request.model}: {preset.refused[fastertransformer.NAME]}")
-    storage = locate(request.source)
-    if not t5x.recognises(storage):
-        raise SourceError(f"{request.source}: expected a T5X checkpoint (`checkpoint_<step>/checkpoint`)")
-    return t5x.open(str(storage), request.model, request.step)
+Laid = tuple[Checkpoint, list[OutputFile], dict[str, Any]]  # the model as it is written, its files, options of its own
 
 
-def _destination(request: Request, name: str) -> Destination:
+def _to_fastertransformer(request: Request, model: Checkpoint) -> Laid:
+    if model.family.fastertransformer is None:
+        model = as_equivalent(model)
+    table = fastertransformer.layout_of(model.family)
+    fastertransformer.check_divisible(model.config, table.layers, request.pipeline_parallel, "--pipeline-parallel")
+    options = {
+        "tensor_parallel": request.tensor_parallel,
+        "pipeline_parallel": request.pipeline_parallel,
+        "compute_dtype": request.compute_dtype or table.compute_dtype or short_name(model.widest_dtype),
+    }
+    return model, fastertransformer.outputs(model, request.tensor_parallel, request.name), options
+
+
+def _to_huggingface(request: Request, model: Checkpoint) -> Laid:
+    if request.tokenizer:
+        model = replace(model, companions=(*model.companions, huggingface.tokenizer(request.tokenizer)))
+    options = {"tokenizer": request.tokenizer} if request.tokenizer else {}
+    return model, huggingface.outputs(model), options
+
+
+def _to_t5x(request: Request, model: Checkpoint) -> Laid:
+    step = request.step or 0
+    return model, t5x_writer.outputs(model, step), {"step": step}
+
+
+_TARGETS = {"ft": _to_fastertransformer, "hf": _to_huggingface, "jax": _to_t5x}
+_FORMAT_NAMES = {"ft": fastertransformer.NAME, "hf": huggingface.NAME, "jax": t5x.NAME}
+
+
+def _folder_name(source: str) -> str:
+    if is_hub(source):
+        return source.partition("@")[0].split("/")[-1]
+    return open_storage(source).name
+
+
+def _destination(request: Request) -> Destination:
     destination = open_storage(request.destination)
     if request.layout == WEIGHTS:
         where = Destination(destination, None)
     else:
-        where = Destination(destination.below(name), request.model_version)
-    if where.root.contains(open_storage(request.source)):  # --overwrite would remove the source
-        raise DestinationError(f"{where.root}: holds the source {request.source}. Choose a destination beside it.")
+        where = Destination(destination.below(request.name), request.model_version)
+    # --overwrite would remove the source
+    for uri in (request.source, request.lora, request.tokenizer):
+        if uri and not is_hub(uri) and where.root.contains(open_storage(uri)):
+            raise DestinationError(f"{where.root}: holds the source {uri}. Choose a destination beside it.")
     return where
 
 
@@ -163,6 +197,7 @@ def convert(
         IncompleteError: disk full or another I/O error; run again to go on.
     """
     where, plan = conversion.destination, conversion.plan
+    check_repeats(conversion.checkpoint)
     done = manifest.claim(where, plan, conversion.head, conversion.request.overwrite)
     resumed = len(done)
     journal = Journal(where, conversion.head)

@@ -12,12 +12,12 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 
 import numpy as np
 
-from converter.plan import BAND_BYTES, Bundle, Group, Plan, Segment, band_bytes, bands
+from converter.plan import BAND_BYTES, Bundle, Group, OutputFile, Plan, Run, band_bytes, bands, nbytes_of
 from converter.storage import Target, Writer
 from converter.tensor import Array, Box, LazyTensor, in_memory
 
@@ -105,13 +105,16 @@ def run(
 ) -> None:
     """Write every file of the plan that is not in `done`; `finished` is called once per file, never concurrently.
 
+    Files that are all header come last, in the order of the plan: they describe the weights (config.json, T5X's index),
+    and a reader that finds one shall find all of them.
+
     Raises:
         SourceError: damaged source, or a value that does not fit the written type.
         IncompleteError: the disk filled up, or another error of the system.
     """
     work = _Run(storage, limits, ByteBudget(limits.budget), frozenset(done), finished, progress)
     # The largest first: a small one at the end keeps no thread waiting for long.
-    groups = sorted(plan.groups, key=lambda group: -group.source_nbytes)
+    groups = sorted((group for group in plan.groups if group.leaves), key=lambda group: -group.source_nbytes)
     with ThreadPoolExecutor(limits.jobs, thread_name_prefix="ftconvert") as pool:
         try:
             futures = [pool.submit(work.write_group, group) for group in groups]
@@ -125,6 +128,9 @@ def run(
             pool.shutdown(wait=True, cancel_futures=True)
             errors = [error for future in failed if (error := future.exception())]
             raise next((error for error in errors if not isinstance(error, CancelledError)), errors[0])
+    for group in plan.groups:
+        if not group.leaves:
+            work.write_group(group)
 
 
 @dataclass(frozen=True)
@@ -156,42 +162,91 @@ class _Run:
         self, bundle: Bundle, band: int, kept: Mapping[LazyTensor, LazyTensor], hold: Callable[[int], Hold]
     ) -> None:
         """All files of a bundle in lockstep, a band of at most `band` bytes at a time, over `kept` sources."""
-        with ExitStack() as cleanup:
-            writers = []
-            for file in bundle.files:
-                if file.path not in self.done:
-                    writer = self.storage.writer(file.path)
-                    cleanup.callback(writer.abort)
-                    writer.write(file.header)
-                    writers.append((file, writer))
-            for number, tensor in enumerate(bundle.tensors):
-                lazy = tensor.over(kept)
-                for box in bands(tensor, band):
-                    with hold(band_bytes(tensor, box.shape[0] if box.shape else 1)):
-                        self._advance(_append(lazy, box, [(file.segments[number], writer) for file, writer in writers]))
-            for file, writer in writers:
-                crc32c = writer.commit()
-                with self.lock:
-                    self.finished(file.path, writer.size, crc32c)
-            cleanup.pop_all()
+        with _Files(self, [file for file in bundle.files if file.path not in self.done]) as files:
+            for run in bundle.runs:
+                if kept or not run.resident(self.limits.budget):
+                    self._write_run(run, band, kept, hold, files)
+                    continue
+                nbytes = nbytes_of(run.leaves)
+                room = max(run.minimum, min(band, self.limits.budget - nbytes))
+                with self.budget.hold(nbytes + room):
+                    sources = {leaf: in_memory(leaf.read(), leaf.origin) for leaf in run.leaves}
+                    self._write_run(run, room, sources, lambda nbytes: self.budget.hold(0), files)  # held already
+                    del sources
 
-    def _advance(self, nbytes: int) -> None:
+    def _write_run(
+        self,
+        run: Run,
+        band: int,
+        kept: Mapping[LazyTensor, LazyTensor],
+        hold: Callable[[int], Hold],
+        files: _Files,
+    ) -> None:
+        for number, tensor in enumerate(run.tensors, run.first):
+            lazy = tensor.over(kept)
+            for box in bands(tensor, band):
+                if not any(file.segments[number].box.intersection(box).size for file in files.wanted):
+                    continue  # nobody who is not done needs it
+                with hold(band_bytes(tensor, box.shape[0] if box.shape else 1)):
+                    self.advance(_append(lazy, box, number, files))
+
+    def advance(self, nbytes: int) -> None:
+        """Tell what was written."""
         with self.lock:
             self.progress(nbytes)
 
 
-def _append(tensor: LazyTensor, box: Box, targets: Sequence[tuple[Segment, Writer]]) -> int:
-    """Read one band and append each file's part of it; returns the bytes written.
+class _Files:
+    """The files of a bundle that are to be written: each is opened for its first bytes and committed after its last.
+
+    So the parts of one large tensor that follow each other (chunk files) are open one at a time, and those that lie
+    side by side (the shards of tensor parallelism) together.
+    """
+
+    def __init__(self, run: _Run, wanted: Sequence[OutputFile]) -> None:
+        self.wanted = wanted
+        self._run = run
+        self._open: dict[str, Writer] = {}
+        self._complete: set[str] = set()
+
+    def __enter__(self) -> _Files:
+        return self
+
+    def __exit__(self, kind: object, error: object, trace: object) -> None:
+        if error is None:
+            for file in self.wanted:
+                if file.path not in self._complete:  # nothing but a header, perhaps not even that
+                    self.append(file, b"")
+        for writer in self._open.values():
+            writer.abort()
+
+    def append(self, file: OutputFile, data: bytes | memoryview) -> None:
+        """The next bytes of a file."""
+        writer = self._open.get(file.path)
+        if writer is None:
+            writer = self._open[file.path] = self._run.storage.writer(file.path)
+            writer.write(file.header)
+        writer.write(data)
+        if writer.size == file.nbytes:
+            crc32c = writer.commit()
+            del self._open[file.path]
+            self._complete.add(file.path)
+            with self._run.lock:
+                self._run.finished(file.path, writer.size, crc32c)
+
+
+def _append(tensor: LazyTensor, box: Box, number: int, files: _Files) -> int:
+    """Read one band of the tensor with this number and append each file's part of it; returns the bytes written.
 
     A function of its own, so that no variable keeps the band alive while the next one is read.
     """
     array = tensor.read(box)
     written = 0
-    for segment, writer in targets:
-        part = segment.box.intersection(box)
+    for file in files.wanted:
+        part = file.segments[number].box.intersection(box)
         if part.size:
             data = as_bytes(array[part.within(box).slices])
-            writer.write(data)
+            files.append(file, data)
             written += data.nbytes
     return written
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from converter.formats import open_any
+from converter.formats import folder, lora, open_any
+from converter.storage import Storage
 from converter.tensor import short_name
 
 
@@ -15,6 +16,7 @@ class Inspection:
 
     path: str
     format: str
+    description: str
     family: str
     step: int | None
     dtypes: list[str]
@@ -33,10 +35,14 @@ def inspect(path: str) -> Inspection:
     Raises:
         SourceMissingError, SourceError: as opening it for a conversion would.
     """
+    storage = folder(path)
+    if lora.recognises(storage):
+        return _adapter(path, storage)
     checkpoint = open_any(path)
     return Inspection(
         path=path,
         format=checkpoint.source.format,
+        description=checkpoint.description,
         family=checkpoint.family.name,
         step=checkpoint.source.step,
         dtypes=[short_name(dtype) for dtype in checkpoint.dtypes],
@@ -47,6 +53,27 @@ def inspect(path: str) -> Inspection:
         assumed=list(checkpoint.assumed),
         adapters=[],
         notes=list(checkpoint.notes),
+    )
+
+
+def _adapter(path: str, storage: Storage) -> Inspection:
+    """A PEFT adapter by itself."""
+    found = lora.describe(storage)
+    dtypes, nbytes = found.pop("dtypes"), found.pop("nbytes")
+    return Inspection(
+        path=path,
+        format="lora",
+        description="PEFT LoRA adapter",
+        family="unknown: an adapter says nothing of its base",
+        step=None,
+        dtypes=dtypes,
+        tensors=found.pop("adapted_tensors"),
+        parameters=found.pop("parameters"),
+        nbytes=nbytes,
+        config=found,
+        assumed=[],
+        adapters=[path],
+        notes=["merge it with --lora while its base model is converted"],
     )
 
 

@@ -147,7 +147,10 @@ def claim(destination: Destination, plan: Plan, head: Mapping[str, Any], overwri
     Raises:
         DestinationError: something else is there, or the disk has too little space.
     """
-    found = destination.root.files()
+    try:
+        found = destination.root.files()
+    except SourceMissingError as error:  # a bucket that is not there, or that may not be listed
+        raise DestinationError(str(error)) from error
     mine, strangers = _journal(destination, head, found), _strangers(destination, plan.files, found)
     done: dict[str, File] = {}
     if mine is not None and not strangers:
@@ -167,11 +170,13 @@ def claim(destination: Destination, plan: Plan, head: Mapping[str, Any], overwri
             "Free some space or choose another destination."
         )
     # What makes a model look finished goes first: config.pbtxt for a server, manifest.json for bare weights.
-    for name in sorted(removed, key=lambda name: (name != CONFIG_PBTXT, name.split("/")[-1] != MANIFEST)):
+    marks = [name for name in removed if name == CONFIG_PBTXT or name.split("/")[-1] == MANIFEST]
+    marks.sort(key=lambda name: (name != CONFIG_PBTXT, name))
+    rest = sorted(removed - set(marks))
+    if removed == found.keys():  # whole folders: no empty ones stay, and a bucket is not asked for each file
+        rest = sorted({name.split("/")[0] for name in removed} - set(marks))
+    for name in (*marks, *rest):
         destination.root.remove(name)
-    if removed == found.keys():
-        for folder in {name.split("/")[0] for name in removed if "/" in name}:
-            destination.root.remove(folder)  # empty ones
     return done
 
 

@@ -3,7 +3,8 @@
 An output *file* is a header and an ordered list of *segments*, one box of a tensor each. Files whose segments come
 from the same tensors form a *bundle* and are written in lockstep: band after band along the first axis, each band
 read once, its parts appended to every file. Bundles that share a source form a *group*: the unit of scheduling. If a
-group has several bundles and its sources fit into memory, they are read once and kept for all of them.
+group has several bundles and its sources fit into memory, they are read once and kept for all of them; so are the
+sources of a *run*, neighbouring tensors of one file that share them (the layers of a stacked array).
 """
 
 from __future__ import annotations
@@ -65,6 +66,62 @@ class Bundle:
     def tensors(self) -> tuple[LazyTensor, ...]:
         return self.files[0].tensors
 
+    @cached_property
+    def runs(self) -> tuple[Run, ...]:
+        """Its tensors, those side by side that share a source together."""
+        runs: list[list[int]] = []
+        sources: set[LazyTensor] = set()
+        for number, tensor in enumerate(self.tensors):
+            leaves = tensor.leaves().keys()
+            if runs and leaves & sources:
+                runs[-1].append(number)
+                sources |= leaves
+            else:
+                runs.append([number])
+                sources = set(leaves)
+        return tuple(Run(run[0], self.tensors[run[0] : run[-1] + 1]) for run in runs)
+
+
+@dataclass(frozen=True)
+class Run:
+    """Tensors of a bundle from its `first` on, written one after the other."""
+
+    first: int
+    tensors: tuple[LazyTensor, ...]
+
+    @cached_property
+    def leaves(self) -> tuple[LazyTensor, ...]:
+        return _leaves(self.tensors)
+
+    @cached_property
+    def minimum(self) -> int:
+        """Bytes in flight beside its kept sources, in the thinnest bands worth making."""
+        return max(band_bytes(tensor, least_rows(tensor)) for tensor in self.tensors)
+
+    def resident(self, budget: int) -> bool:
+        """Whether its sources are read once and kept for all of its tensors, within `budget` bytes."""
+        return len(self.tensors) > 1 and nbytes_of(self.leaves) + self.minimum <= budget
+
+    def read_nbytes(self, budget: int, band: int) -> int:
+        """Bytes that storage reads and decodes for it, in bands of `band` bytes in flight."""
+        if self.resident(budget):
+            return nbytes_of(self.leaves)
+        return sum(
+            part.aligned(leaf.grain, leaf.spec.shape).size * leaf.spec.dtype.itemsize
+            for tensor in self.tensors
+            for box in bands(tensor, band)
+            for leaf, part in tensor.leaf_boxes(box)
+        )
+
+
+def _leaves(tensors: Iterable[LazyTensor]) -> tuple[LazyTensor, ...]:
+    return tuple({leaf: None for tensor in tensors for leaf in tensor.leaves()})
+
+
+def nbytes_of(leaves: Iterable[LazyTensor]) -> int:
+    """Bytes of whole sources."""
+    return sum(leaf.spec.nbytes for leaf in leaves)
+
 
 @dataclass(frozen=True)
 class Group:
@@ -78,12 +135,12 @@ class Group:
 
     @cached_property
     def leaves(self) -> tuple[LazyTensor, ...]:
-        return tuple({leaf: None for file in self.files for tensor in file.tensors for leaf in tensor.leaves()})
+        return _leaves(tensor for file in self.files for tensor in file.tensors)
 
     @property
     def source_nbytes(self) -> int:
         """Bytes of its sources, each counted once."""
-        return sum(leaf.spec.nbytes for leaf in self.leaves)
+        return nbytes_of(self.leaves)
 
     @cached_property
     def minimum(self) -> int:
@@ -103,13 +160,7 @@ class Group:
         """Bytes that storage reads and decodes (decompressed) for it, in bands of `band` bytes in flight."""
         if self.resident(budget):
             return self.source_nbytes
-        return sum(
-            part.aligned(leaf.grain, leaf.spec.shape).size * leaf.spec.dtype.itemsize
-            for bundle in self.bundles
-            for tensor in bundle.tensors
-            for box in bands(tensor, band)
-            for leaf, part in tensor.leaf_boxes(box)
-        )
+        return sum(run.read_nbytes(budget, band) for bundle in self.bundles for run in bundle.runs)
 
     def _tensors(self) -> Iterable[LazyTensor]:
         return {tensor: None for bundle in self.bundles for tensor in bundle.tensors}
@@ -171,11 +222,11 @@ def band_bytes(tensor: LazyTensor, rows: int) -> int:
     What it takes of each source, the array made of that and a contiguous copy of it; and two of the units that storage
     reads whole (if there are as many): one that is decoded while the next one arrives.
     """
-    first = rows_of(tensor, 0, 1)
-    sources = list(tensor.leaf_boxes(first))
-    taken = sum(part.size * leaf.spec.dtype.itemsize for leaf, part in sources)
+    band = rows_of(tensor, 0, rows)
+    sources = list(tensor.leaf_boxes(rows_of(tensor, 0, max(1, rows))))
+    taken = sum(part.size * leaf.spec.dtype.itemsize for leaf, part in sources) if rows else 0
     units = max((min(2 * unit_bytes(leaf), leaf.spec.nbytes) for leaf, _ in sources), default=0)
-    return units + rows * (taken + 2 * first.size * tensor.spec.dtype.itemsize)
+    return units + taken + 2 * band.size * tensor.spec.dtype.itemsize
 
 
 def unit_bytes(leaf: LazyTensor) -> int:
@@ -190,7 +241,7 @@ def grain_rows(tensor: LazyTensor) -> int:
 
 def least_rows(tensor: LazyTensor) -> int:
     """Rows of the thinnest bands worth making: a unit of the source is not read again for less than its own size."""
-    row = band_bytes(tensor, 1) - band_bytes(tensor, 0)
+    row = band_bytes(tensor, 2) - band_bytes(tensor, 1)
     unit = max(unit_bytes(leaf) for leaf in tensor.leaves())
     return max(1, min(grain_rows(tensor), unit // max(1, row)))
 
@@ -205,7 +256,7 @@ def bands(tensor: LazyTensor, limit: int) -> Iterator[Box]:
     """
     rows = tensor.spec.shape[0] if tensor.spec.shape else 1
     row = band_bytes(tensor, 2) - band_bytes(tensor, 1)
-    step = max(1, (limit - band_bytes(tensor, 0)) // max(1, row))
+    step = max(1, (limit - band_bytes(tensor, 1)) // max(1, row) + 1)
     if step >= grain_rows(tensor):
         step -= step % grain_rows(tensor)
     for start in range(0, rows, step):

@@ -14,21 +14,22 @@ from dataclasses import dataclass, field
 from converter import engine, manifest
 from converter.convert import Conversion, Request, prepare
 from converter.errors import Problem, SourceError, UsageError
-from converter.formats import locate_manifest, t5x
+from converter.formats import FORMATS, locate_manifest, t5x
+from converter.formats import folder as folder_at
 from converter.manifest import File, Manifest
-from converter.storage import Buffer, Storage, Writer, open_storage
+from converter.storage import Buffer, Storage, Writer
 
 # Beside the files of the manifest a folder may hold these: bare weights have theirs in it, a version folder has not.
 OURS = (manifest.MANIFEST,)
-# of a manifest: what it takes to convert again
-OPTIONS = {
-    "model": str,
-    "name": str,
+# of a manifest: what it takes to convert again, whatever the formats and for some of them
+OPTIONS = {"model": str, "name": str, "dtype": str, "layout": str}
+MORE_OPTIONS = {
     "tensor_parallel": int,
     "pipeline_parallel": int,
-    "dtype": str,
     "compute_dtype": str,
-    "layout": str,
+    "step": int,
+    "lora": str,
+    "tokenizer": str,
 }
 
 COMPARED_BYTES = 1 << 20  # read at a time; the budget does not count it
@@ -107,25 +108,17 @@ def _against_source(storage: Storage, written: Manifest, files: Mapping[str, Fil
 
 def _planned(written: Manifest, source: str, folder: str) -> Conversion:
     options, where = written["options"], f"{folder}/{manifest.MANIFEST}"
-    wrong = [key for key, kind in OPTIONS.items() if not isinstance(options.get(key), kind)]
-    if wrong:
-        raise SourceError(f"{where}: damaged; no sense can be made of options: {', '.join(wrong)}")
-    step_folder = open_storage(source).is_file(t5x.INDEX)  # then it is this step that is meant, whatever its name
+    given = {key: options[key] for key in (*OPTIONS, *MORE_OPTIONS) if key in options}
+    wrong = [key for key, kind in (OPTIONS | MORE_OPTIONS).items() if key in given and not isinstance(given[key], kind)]
+    wrong += [key for key in OPTIONS if key not in given]
+    keys = {form.name: form.key for form in FORMATS}
+    pair = (keys.get(str(written["source"].get("format")), ""), keys.get(str(written.get("format")), ""))
+    if wrong or not all(pair):
+        raise SourceError(f"{where}: damaged; no sense can be made of options: {', '.join(wrong or ['format'])}")
+    if pair[0] == "jax" and any(t5x.STEP_FOLDER.fullmatch(name) for name in folder_at(source).folders()):
+        given["step"] = written["source"].get("step")  # of a step folder that very step is meant, whatever its name
     try:
-        return prepare(
-            Request(
-                source=source,
-                destination=f"{folder}/.verify",  # never written
-                model=options["model"],
-                name=options["name"],
-                tensor_parallel=options["tensor_parallel"],
-                pipeline_parallel=options["pipeline_parallel"],
-                dtype=options["dtype"],
-                compute_dtype=options["compute_dtype"],
-                step=None if step_folder else written["source"].get("step"),
-                layout=options["layout"],
-            )
-        )
+        return prepare(Request(source=source, destination=f"{folder}/.verify", pair=pair, **given))  # never written
     except (UsageError, ValueError, TypeError, ZeroDivisionError) as error:  # the manifest's fault, not the user's
         raise SourceError(f"{where}: its options cannot be converted with: {error}") from error
 

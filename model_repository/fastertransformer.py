@@ -12,7 +12,7 @@ from typing import Any
 from tritonclient.grpc.model_config_pb2 import ModelConfig, ModelInstanceGroup
 
 from converter.families import family_named
-from converter.formats.fastertransformer import folder
+from converter.formats.fastertransformer import folder, layout_of
 from model_repository.config import Tensor, add_inputs, add_outputs, add_parameters, emit, scalar
 
 BACKEND = "fastertransformer"
@@ -59,7 +59,7 @@ def model_config(manifest: Mapping[str, Any], version: int, manifest_sha256: str
     The version is named, not "latest": in poll mode Triton would otherwise serve a later one while it is uploaded.
     """
     options = manifest["options"]
-    model_type = family_named(manifest["family"]).fastertransformer.model_type
+    model_type = layout_of(family_named(manifest["family"])).model_type
     config = ModelConfig(
         name=options["name"],
         backend=BACKEND,

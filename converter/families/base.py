@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -29,11 +29,11 @@ class Layout:
     """How canonical tensors lie in one stored tensor, and back.
 
     `forward` takes the row's canonical tensors and gives the stored one; `inverse` takes the stored tensor and gives
-    the canonical ones in the same order.
+    the canonical ones in the same order. A layout without `forward` is only read; its rows state the stored shape.
     """
 
     name: str
-    forward: Callable[[Sequence[LazyTensor]], LazyTensor]
+    forward: Callable[[Sequence[LazyTensor]], LazyTensor] | None
     inverse: Callable[[LazyTensor], tuple[LazyTensor, ...]]
 
 
@@ -45,6 +45,20 @@ STACKED_TRANSPOSES = Layout(
     lambda tensors: ops.stack([ops.transpose(tensor) for tensor in tensors], axis=1),
     lambda stored: tuple(ops.transpose(part) for part in ops.unstack(stored, axis=1)),
 )
+
+
+def scanned(name: str, heads: int | None = None, transposed: bool = True) -> Layout:
+    """Layers stacked on axis 1 of one stored tensor, [in, n, out] -> n x [out, in]; only read.
+
+    Args:
+        heads: which axis of a layer is heads, followed by head_dim; both become one axis.
+    """
+
+    def layer(tensor: LazyTensor) -> LazyTensor:
+        merged = tensor if heads is None else ops.merge_axes(tensor, heads)
+        return ops.transpose(merged) if transposed else merged
+
+    return Layout(name, None, lambda stored: tuple(layer(part) for part in ops.unstack(stored, axis=1)))
 
 
 @dataclass(frozen=True)
@@ -64,7 +78,9 @@ class Weight:
 class Row:
     """A stored tensor: which canonical tensors it is made of, how, and which axis tensor parallelism splits.
 
-    A `derived` row is written, and on reading checked against the tensors it repeats, then dropped.
+    A `derived` row is written, and on reading checked against the tensors it repeats, then dropped. With `across`, a
+    config key, the one stored tensor holds the canonical ones of all layers, and `of` is expanded over them. `shape` is
+    the stored shape in words of the config, where the layout cannot give it.
     """
 
     name: str
@@ -74,6 +90,8 @@ class Row:
     each: str = ""
     when: str = ""
     derived: bool = False
+    across: str = ""
+    shape: str = ""
 
 
 @dataclass(frozen=True)
@@ -120,21 +138,48 @@ def constant(key: str, text: str) -> Field:
 
 @dataclass(frozen=True)
 class Preset:
-    """What `--model` fixes: config values (activation, special tokens) and, where a format cannot hold it, why."""
+    """What `--model` fixes: config values (activation, special tokens), and transformers' class if it has its own."""
 
     config: Config
-    refused: Mapping[str, str] = field(default_factory=dict)
+    identity: Config = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class T5XTable:
     """How T5X stores the family: arrays, and the gin bindings that give config values."""
 
+    marker: str  # an array that every checkpoint of the family has, and of no other
     rows: tuple[Row, ...]
     gin: Mapping[str, tuple[str, ...]]  # config key -> spellings in config.gin, without module prefix
     read_gin: Callable[[str, Any], Config]  # (config key, gin's value) -> config values
     read_names: Callable[[Collection[str]], Config]  # what the presence of arrays states
-    write_gin: Callable[[Config], Mapping[str, Any]]  # {"T5Config.emb_dim": 512, ...}: what a config.gin has to say
+    write_gin: Callable[[Config], Mapping[str, Any]] | None  # {"T5Config.emb_dim": 512, ...}; None: only read
+
+
+@dataclass(frozen=True)
+class HuggingFaceTable:
+    """How transformers stores the family: config.json, and names beside the canonical ones."""
+
+    model_types: tuple[str, ...]
+    read_config: Callable[[Config], Config]  # of config.json -> with everything the tables use; raises ValueError
+    write_config: Callable[[Config], Config]  # what transformers wants to read beside the values of the config
+    aliases: Mapping[str, str]  # stored name -> canonical name that it only repeats
+    tied: Mapping[str, str]  # the same for models that tie their embedding
+    ignored: Mapping[str, str]  # stored name -> why it may be left out
+    generation: tuple[str, ...]  # keys that generation_config.json repeats
+
+
+@dataclass(frozen=True)
+class Equivalent:
+    """Another family that a model belongs to, too, when some of its tensors are equal.
+
+    `repeats` (expanded like any row): name = a tensor that has to be equal to `of`, which the other family keeps.
+    """
+
+    family: str
+    repeats: tuple[Row, ...]
+    identity: Config
+    otherwise: str  # why it is impossible when they differ
 
 
 @dataclass(frozen=True)
@@ -164,8 +209,10 @@ class Family:
     flags: tuple[str, ...]  # boolean config keys that the tables use, beside the sizes in the shapes
     features: Callable[[Config], frozenset[str]]
     weights: tuple[Weight, ...]
-    t5x: T5XTable
-    fastertransformer: FasterTransformerTable
+    huggingface: HuggingFaceTable
+    t5x: T5XTable | None = None
+    fastertransformer: FasterTransformerTable | None = None
+    equivalent: Equivalent | None = None  # as what it can be written in formats that it has no table for
 
     def specs(self, config: Config, dtype: np.dtype[Any]) -> dict[str, TensorSpec]:
         """Canonical name -> shape for this config."""
@@ -175,6 +222,20 @@ class Family:
             for weight in self.weights
             for i in _layers(weight, config, features)
         }
+
+
+Table = TypeVar("Table", T5XTable, FasterTransformerTable)
+
+
+def table_of(family: Family, table: Table | None, target: str) -> Table:
+    """The table of a family for a format.
+
+    Raises:
+        SourceError: there is none.
+    """
+    if table is None:
+        raise SourceError(f"{target} cannot hold models of the family {family.name}")
+    return table
 
 
 def dims(shape: str, config: Config) -> tuple[int, ...]:
@@ -192,26 +253,49 @@ def _layers(entry: Weight | Row, config: Config, features: frozenset[str]) -> ra
 def expand(rows: Sequence[Row], config: Config, features: frozenset[str]) -> dict[str, Row]:
     """Stored name -> row with the layer filled in, in the order of the table."""
     return {
-        row.name.format(i=i): replace(row, name=row.name.format(i=i), of=tuple(name.format(i=i) for name in row.of))
+        row.name.format(i=i): replace(
+            row,
+            name=row.name.format(i=i),
+            of=tuple(name.format(i=j) for name in row.of for j in _across(row, config, i)),
+        )
         for row in rows
         for i in _layers(row, config, features)
     }
 
 
+def _across(row: Row, config: Config, i: int) -> range:
+    """The layers whose tensors lie in the stored tensor of layer `i`."""
+    return range(int(config[row.across])) if row.across else range(i, i + 1)
+
+
 def write_rows(rows: Mapping[str, Row], tensors: Tensors) -> dict[str, LazyTensor]:
     """Canonical tensors laid out as the (expanded) table says: stored name -> LazyTensor."""
-    return {name: row.layout.forward([tensors[one] for one in row.of]) for name, row in rows.items()}
+    return {name: _laid_out(row, tensors) for name, row in rows.items()}
+
+
+def _laid_out(row: Row, tensors: Tensors) -> LazyTensor:
+    if row.layout.forward is None:
+        raise ValueError(f"{row.name}: the layout `{row.layout.name}` is only read")
+    return row.layout.forward([tensors[one] for one in row.of])
 
 
 _MEND = "Check that the checkpoint is complete and that its config and --model belong to it."
 
 
+class Repeat(NamedTuple):
+    """A stored tensor that only repeats others: as it is, as it has to be, and what it means where it differs."""
+
+    stored: LazyTensor
+    expected: LazyTensor
+    otherwise: str = ""
+
+
 @dataclass(frozen=True)
 class StoredModel:
-    """Canonical tensors of a model, and for each derived stored tensor the pair (as stored, as it has to be)."""
+    """Canonical tensors of a model, and what each derived stored tensor repeats."""
 
     tensors: Tensors
-    derived: Mapping[str, tuple[LazyTensor, LazyTensor]]
+    derived: Mapping[str, Repeat]
 
 
 def read_rows(family: Family, rows: Mapping[str, Row], config: Config, stored: Tensors, where: str) -> StoredModel:
@@ -227,9 +311,10 @@ def read_rows(family: Family, rows: Mapping[str, Row], config: Config, stored: T
         if name not in rows
     ]
     specs = family.specs(config, np.dtype(np.float32))
-    expected = write_rows(rows, {name: placeholder(spec, name) for name, spec in specs.items()})
+    placeholders = {name: placeholder(spec, name) for name, spec in specs.items()}
     for name in rows.keys() & stored.keys():
-        shape, got = expected[name].spec.shape, stored[name].spec.shape
+        row, got = rows[name], stored[name].spec.shape
+        shape = dims(row.shape, config) if row.shape else _laid_out(row, placeholders).spec.shape
         if shape != got:
             rule = f"{family.name}: {rows[name].layout.name} of {', '.join(rows[name].of)}"
             problems.append(Problem(name, str(list(shape)), str(list(got)), rule, stored[name].origin))
@@ -240,11 +325,7 @@ def read_rows(family: Family, rows: Mapping[str, Row], config: Config, stored: T
     for name, row in rows.items():
         if not row.derived:
             canonical.update(zip(row.of, row.layout.inverse(stored[name]), strict=True))
-    derived = {
-        name: (stored[name], row.layout.forward([canonical[one] for one in row.of]))
-        for name, row in rows.items()
-        if row.derived
-    }
+    derived = {name: Repeat(stored[name], _laid_out(row, canonical)) for name, row in rows.items() if row.derived}
     return StoredModel({name: canonical[name] for name in specs}, derived)
 
 
@@ -265,10 +346,10 @@ def infer_dims(
             config[row.each] = count
     for row in rows:
         shape = shapes.get(row.name.format(i=0))
-        if shape is None or len(row.of) != 1 or row.layout not in (COPY, TRANSPOSE):
+        if shape is None or not (row.shape or (len(row.of) == 1 and row.layout in (COPY, TRANSPOSE))):
             continue
-        axes = words[row.of[0]].split()
-        for axis, size in zip(axes if row.layout is COPY else axes[::-1], shape, strict=False):
+        axes = (row.shape or words[row.of[0]]).split()
+        for axis, size in zip(axes[::-1] if row.layout is TRANSPOSE else axes, shape, strict=False):
             unknown = [word for word in axis.split("*") if word not in config]
             known = [config[word] for word in axis.split("*") if word in config]
             if len(unknown) == 1 and all(map(_is_size, known)) and size % math.prod(known) == 0:

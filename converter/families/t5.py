@@ -19,6 +19,7 @@ from converter.families.base import (
     Family,
     FasterTransformerTable,
     Field,
+    HuggingFaceTable,
     Preset,
     Row,
     T5XTable,
@@ -42,24 +43,27 @@ ATTENTION = {
 }
 PROJECTIONS = (("q", "query"), ("k", "key"), ("v", "value"))
 BIAS = "{side}.block.0.layer.0.SelfAttention.relative_attention_bias.weight"
+LAYERS_BIAS = "{side}.block.{{i}}.layer.0.SelfAttention.relative_attention_bias.weight"  # umT5: one in every layer
 
 
-def _feed_forward(side: str) -> str:
+def feed_forward(side: str) -> str:
     """Canonical name of a block's feed-forward layer, which comes after its attention layers."""
     return f"{side}.block.{{i}}.layer.{len(ATTENTION[side])}"
 
 
-def _weights() -> Iterator[Weight]:
+def weights(bias_in_every_layer: bool) -> Iterator[Weight]:
+    """The canonical tensors, of T5 or of umT5."""
     yield Weight("shared.weight", "vocab_size d_model")
     for side, depth in DEPTH.items():
-        yield Weight(BIAS.format(side=side), "relative_attention_num_buckets num_heads")
+        bias, each = (LAYERS_BIAS, depth) if bias_in_every_layer else (BIAS, "")
+        yield Weight(bias.format(side=side), "relative_attention_num_buckets num_heads", each=each)
         for place, attention, _, _ in ATTENTION[side]:
             layer = f"{side}.block.{{i}}.layer.{place}"
             for q, _ in PROJECTIONS:
                 yield Weight(f"{layer}.{attention}.{q}.weight", "num_heads*d_kv d_model", each=depth)
             yield Weight(f"{layer}.{attention}.o.weight", "d_model num_heads*d_kv", each=depth)
             yield Weight(f"{layer}.layer_norm.weight", "d_model", each=depth)
-        layer = _feed_forward(side)
+        layer = feed_forward(side)
         yield Weight(f"{layer}.DenseReluDense.wi.weight", "d_ff d_model", each=depth, when="plain")
         yield Weight(f"{layer}.DenseReluDense.wi_0.weight", "d_ff d_model", each=depth, when="gated")
         yield Weight(f"{layer}.DenseReluDense.wi_1.weight", "d_ff d_model", each=depth, when="gated")
@@ -84,7 +88,7 @@ def _t5x_rows() -> Iterator[Row]:
                     f"{stored}.{name}.{query}.kernel", (f"{layer}.{attention}.{q}.weight",), TRANSPOSE, each=depth
                 )
             yield Row(f"{stored}.{norm}.scale", (f"{layer}.layer_norm.weight",), each=depth)
-        layer, stored = _feed_forward(side), f"{side}.layers_{{i}}"
+        layer, stored = feed_forward(side), f"{side}.layers_{{i}}"
         for name, when in (("wi", "plain"), ("wi_0", "gated"), ("wi_1", "gated"), ("wo", "")):
             canonical = f"{layer}.DenseReluDense.{name}.weight"
             yield Row(f"{stored}.mlp.{name}.kernel", (canonical,), TRANSPOSE, each=depth, when=when)
@@ -122,14 +126,15 @@ ACTIVATIONS = {
 }
 
 
-def _read_gin(key: str, value: Any) -> Config:
+def read_gin(key: str, value: Any) -> Config:
+    """A binding's value as values of the config."""
     if key != "feed_forward_proj":
         return {key: value}
     names = tuple(map(str, value)) if isinstance(value, tuple | list) else (str(value),)
-    return _activation(ACTIVATIONS.get(names, f"unknown: {names}"))
+    return activation(ACTIVATIONS.get(names, f"unknown: {names}"))
 
 
-def _write_gin(config: Config) -> Config:
+def write_gin(config: Config) -> Config:
     """Bindings of t5x.examples.t5.network.T5Config.
 
     Raises:
@@ -143,8 +148,8 @@ def _write_gin(config: Config) -> Config:
     return {spelling: values[key] for key, spelling in keys.items()}
 
 
-def _activation(feed_forward_proj: str) -> Config:
-    """transformers derives the second from the first; here the arrays alone can state it, too."""
+def activation(feed_forward_proj: str) -> Config:
+    """transformers works out the second from the first; here the arrays alone can state it, too."""
     return {"feed_forward_proj": feed_forward_proj, "is_gated_act": feed_forward_proj.startswith("gated-")}
 
 
@@ -182,7 +187,7 @@ def _ft_rows() -> Iterator[Row]:
                     yield Row(name, (name,), TRANSPOSE, split=-1, each=depth)
             yield Row(o, (o,), TRANSPOSE, split=0, each=depth)
             yield Row(f"{layer}.layer_norm.weight", (f"{layer}.layer_norm.weight",), each=depth)
-        layer = _feed_forward(side)
+        layer = feed_forward(side)
         for name, canonical, when in (("wi", "wi", "plain"), ("wi", "wi_0", "gated"), ("wi2", "wi_1", "gated")):
             stored, canonical = (f"{layer}.DenseReluDense.{one}.weight" for one in (name, canonical))
             yield Row(stored, (canonical,), TRANSPOSE, split=-1, each=depth, when=when)
@@ -215,7 +220,7 @@ def _ft_fields() -> Iterator[Field]:
         yield Field(
             f"{side}.feed_forward_proj",
             lambda config: FT_ACTIVATIONS[config["feed_forward_proj"]],
-            lambda text: _activation(HF_ACTIVATIONS.get(text, text)),
+            lambda text: activation(HF_ACTIVATIONS.get(text, text)),
         )
         yield flag(f"{side}.tie_word_embeddings", "tie_word_embeddings")
     yield number("decoder.decoder_start_token_id", "decoder_start_token_id")
@@ -241,48 +246,109 @@ def _ft_check(config: Config) -> Sequence[Problem]:
     return problems
 
 
+# -------------------------------------------------------------------------------------------------------- Hugging Face
+# Source: transformers, models/t5/configuration_t5.py and modeling_t5.py.
+
+
+def read_config(config: Config) -> Config:
+    """What config.json states, with what transformers works out from it.
+
+    Raises:
+        ValueError: `dense_act_fn` or `is_gated_act` is not what `feed_forward_proj` means.
+    """
+    stated = {"feed_forward_proj": "relu" if config.get("model_type") == "t5" else "gated-gelu", **config}
+    projection = stated["feed_forward_proj"]
+    if not isinstance(projection, str):
+        raise ValueError(f"feed_forward_proj: expected a text, found {projection!r}")
+    if isinstance(layers := stated.get("num_layers"), int) and stated.get("num_decoder_layers") is None:
+        stated["num_decoder_layers"] = layers  # transformers' default: symmetric
+    meant = {**activation(projection), "dense_act_fn": _dense_act_fn(projection)}
+    for key, value in meant.items():
+        if stated.setdefault(key, value) != value:
+            raise ValueError(f"{key} is {stated[key]!r}, but feed_forward_proj {projection!r} means {value!r}")
+    # transformers 5 writes "tied" for every model and keeps in `scale_decoder_outputs` what tells the two kinds apart
+    stated["tie_word_embeddings"] = stated.get("scale_decoder_outputs", stated.get("tie_word_embeddings", True))
+    return stated
+
+
+def _dense_act_fn(projection: str) -> str:
+    return "gelu_new" if projection == "gated-gelu" else projection.split("-")[-1]
+
+
+def write_config(config: Config) -> Config:
+    """What transformers reads beside the values of the config."""
+    scaled = {"scale_decoder_outputs": config["tie_word_embeddings"]} if "scale_decoder_outputs" in config else {}
+    return {"dense_act_fn": _dense_act_fn(config["feed_forward_proj"]), **scaled}
+
+
+HUGGING_FACE = HuggingFaceTable(
+    model_types=("t5", "mt5"),
+    read_config=read_config,
+    write_config=write_config,
+    aliases={
+        "encoder.embed_tokens.weight": "shared.weight",
+        "decoder.embed_tokens.weight": "shared.weight",
+    },
+    tied={"lm_head.weight": "shared.weight"},
+    ignored={
+        "decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight": "cross-attention has no positions; "
+        "early versions of transformers stored a table that nothing reads"
+    },
+    generation=("decoder_start_token_id", "eos_token_id", "pad_token_id"),
+)
+
+
 # -------------------------------------------------------------------------------------------------------------- family
 
 
-def _features(config: Config) -> frozenset[str]:
+def features(config: Config) -> frozenset[str]:
+    """What decides which tensors there are."""
     gated, tied = config["is_gated_act"], config["tie_word_embeddings"]
     return frozenset({"gated" if gated else "plain", "tied" if tied else "untied"})
 
 
-def _preset(activation: str, **refused: str) -> Preset:
+DEFAULTS = {
+    "layer_norm_epsilon": 1e-6,
+    "relative_attention_max_distance": 128,
+    "pad_token_id": 0,
+    "eos_token_id": 1,
+    "decoder_start_token_id": 0,
+}
+MT5 = {"architectures": ["MT5ForConditionalGeneration"], "model_type": "mt5"}
+
+
+def preset(feed_forward_proj: str, **identity: Any) -> Preset:
+    """What `--model` fixes."""
     tokens = {"pad_token_id": 0, "eos_token_id": 1, "decoder_start_token_id": 0}
-    return Preset({**_activation(activation), **tokens}, refused)
+    return Preset({**activation(feed_forward_proj), **tokens}, identity)
 
 
 FAMILY = Family(
     name="t5",
-    architectures=("T5ForConditionalGeneration",),
+    architectures=("T5ForConditionalGeneration", "MT5ForConditionalGeneration"),
     presets={
-        "t5": _preset("relu"),
-        "t5-v1.1": _preset("gated-gelu"),
-        "flan-t5": _preset("gated-gelu"),
-        "ul2": _preset("gated-silu"),
-        "flan-ul2": _preset("gated-silu"),
-        "mt5": _preset("gated-gelu"),
-        "umt5": _preset(
-            "gated-gelu",
-            fastertransformer="umT5 has a relative-attention table in every layer; FasterTransformer loads one per "
-            "side, the first layer's (T5EncoderWeight.cc, T5DecodingWeight.cc), and would answer garbage",
-        ),
-        "byt5": _preset("gated-gelu"),
+        "t5": preset("relu"),
+        "t5-v1.1": preset("gated-gelu"),
+        "flan-t5": preset("gated-gelu"),
+        "ul2": preset("gated-silu"),
+        "flan-ul2": preset("gated-silu"),
+        "mt5": preset("gated-gelu", **MT5),
+        "byt5": preset("gated-gelu"),
     },
     identity={"architectures": ["T5ForConditionalGeneration"], "model_type": "t5", "is_encoder_decoder": True},
-    defaults={
-        "layer_norm_epsilon": 1e-6,
-        "relative_attention_max_distance": 128,
-        "pad_token_id": 0,
-        "eos_token_id": 1,
-        "decoder_start_token_id": 0,
-    },
+    defaults=DEFAULTS,
     flags=("is_gated_act", "tie_word_embeddings"),
-    features=_features,
-    weights=tuple(_weights()),
-    t5x=T5XTable(tuple(_t5x_rows()), GIN, _read_gin, _read_names, _write_gin),
+    features=features,
+    weights=tuple(weights(bias_in_every_layer=False)),
+    huggingface=HUGGING_FACE,
+    t5x=T5XTable(
+        marker="encoder.layers_0.pre_mlp_layer_norm.scale",
+        rows=tuple(_t5x_rows()),
+        gin=GIN,
+        read_gin=read_gin,
+        read_names=_read_names,
+        write_gin=write_gin,
+    ),
     fastertransformer=FasterTransformerTable(
         model_type="T5",
         rows=tuple(_ft_rows()),

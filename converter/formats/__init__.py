@@ -3,26 +3,87 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 
 from converter import manifest
 from converter.checkpoint import Checkpoint
 from converter.errors import SourceError, SourceMissingError
-from converter.formats import fastertransformer, t5x
+from converter.formats import fastertransformer, hub, huggingface, lora, t5x
 from converter.storage import Storage, open_storage
 
 
-def open_any(path: str) -> Checkpoint:
-    """Open whatever lies at `path`: a T5X checkpoint or FasterTransformer weights, see `locate`.
+@dataclass(frozen=True)
+class Format:
+    """A format as a source. `key` names it on the command line, `name` in a manifest."""
+
+    key: str
+    name: str
+    title: str  # for messages
+    recognises: Callable[[Storage], bool]
+    open: Callable[[Storage, str | None, int | None], Checkpoint]  # (folder, preset, step)
+
+
+HUB = "hub:"
+
+
+def is_hub(path: str) -> bool:
+    """Whether this names a model of the Hugging Face Hub."""
+    return path.startswith(HUB)
+
+
+def _open_fastertransformer(weights: Storage, model: str | None, step: int | None) -> Checkpoint:
+    """With the config of the manifest, where there is one: config.ini does not hold all of it."""
+    root = manifest_folder(weights)
+    return fastertransformer.open(str(weights), manifest.load(root)["config"] if root else None, model)
+
+
+FORMATS = (
+    Format(
+        "jax",
+        t5x.NAME,
+        "a T5X checkpoint (`checkpoint_<step>/`)",
+        t5x.recognises,
+        lambda storage, model, step: t5x.open(str(storage), model, step),
+    ),
+    Format(
+        "ft",
+        fastertransformer.NAME,
+        "FasterTransformer weights (`<tp>-gpu/config.ini`)",
+        fastertransformer.recognises,
+        _open_fastertransformer,
+    ),
+    Format(
+        "hf",
+        huggingface.NAME,
+        "a Hugging Face model (`config.json` with safetensors or pytorch_model.bin)",
+        huggingface.recognises,
+        lambda storage, model, step: huggingface.open(str(storage), model),
+    ),
+)
+
+
+def open_any(path: str, model: str | None = None, step: int | None = None, only: str = "") -> Checkpoint:
+    """Open whatever checkpoint lies at `path`, see `locate`.
+
+    Args:
+        model: a preset that it has to agree with.
+        step: which step, of a folder that holds several.
+        only: key of the format that it has to be.
 
     Raises:
         SourceMissingError: nothing is there.
-        SourceError: no format that is known, or damaged.
+        SourceError: no format that is known, another one than it has to be, or damaged.
     """
-    storage = locate(path)
-    if t5x.recognises(storage):
-        return t5x.open(str(storage))
-    return open_weights(storage)
+    storage, form = locate(path)
+    if only and form.key != only:
+        wanted = next(form for form in FORMATS if form.key == only)
+        raise SourceError(f"{path}: expected {wanted.title}, found {form.title}. Use {form.key}-to-... for it.")
+    checkpoint = form.open(storage, model, step)
+    if is_hub(path):  # the folder of the cache is this machine's affair; its name is the commit
+        source = replace(checkpoint.source, uri=f"{path.partition('@')[0]}@{storage.name}")
+        checkpoint = replace(checkpoint, source=source)
+    return checkpoint
 
 
 def open_weights(weights: Storage) -> Checkpoint:
@@ -31,27 +92,27 @@ def open_weights(weights: Storage) -> Checkpoint:
     Raises:
         SourceError: damaged, or files, config.ini and manifest that contradict each other.
     """
-    root = manifest_folder(weights)
-    return fastertransformer.open(str(weights), manifest.load(root)["config"] if root else None)
+    return _open_fastertransformer(weights, None, None)
 
 
-def locate(path: str) -> Storage:
-    """The folder that holds `checkpoint`, `checkpoint_*` or config.ini.
+def locate(path: str) -> tuple[Storage, Format]:
+    """The folder that holds `checkpoint_*`, config.ini or config.json, and which format that is.
 
-    `path` may also be a repository with one model, a model folder or a version folder (the newest version is taken).
+    `path` may also be `hub:ORG/NAME[@REVISION]`, a repository with one model, a model folder or a version folder (the
+    newest version is taken).
 
     Raises:
         SourceMissingError: no such path.
         SourceError: nothing recognisable, or several models.
     """
-    storage = _folder(path)
+    storage = folder(path)
     for candidate in _descend(storage):
-        if t5x.recognises(candidate) or fastertransformer.recognises(candidate):
-            return candidate
-    raise SourceError(
-        f"{path}: not a checkpoint: expected T5X (`checkpoint_<step>/checkpoint`), FasterTransformer weights "
-        "(`<tp>-gpu/config.ini`) or a repository that holds them"
-    )
+        for form in FORMATS:
+            if form.recognises(candidate):
+                return candidate, form
+    if lora.recognises(storage):
+        raise SourceError(f"{path}: a PEFT adapter alone: give its base model here and the adapter with --lora")
+    raise SourceError(f"{path}: not a checkpoint: expected {'; '.join(form.title for form in FORMATS)}")
 
 
 def locate_manifest(path: str) -> Storage:
@@ -61,7 +122,7 @@ def locate_manifest(path: str) -> Storage:
         SourceMissingError: no such path, or no finished conversion there.
         SourceError: several models.
     """
-    storage = _folder(path)
+    storage = folder(path)
     unfinished = ""
     for candidate in itertools.chain(_above(storage), _descend(storage)):
         if candidate.is_file(manifest.MANIFEST):
@@ -71,12 +132,30 @@ def locate_manifest(path: str) -> Storage:
     raise SourceMissingError(f"{path}: expected a finished conversion, found no {manifest.MANIFEST}{unfinished}")
 
 
-def _folder(path: str) -> Storage:
-    storage = open_storage(path)
+def folder(path: str) -> Storage:
+    """The folder at a path or URI.
+
+    Raises:
+        SourceMissingError: there is none.
+        SourceError: it is a file.
+    """
+    storage = open_storage(hub.download(path) if is_hub(path) else path)
     if not storage.is_folder():
         if storage.is_file(""):
             raise SourceError(f"{path}: expected a folder, found a file")
         raise SourceMissingError(f"{path}: no such folder")
+    return storage
+
+
+def adapter_folder(path: str) -> Storage:
+    """The folder of a PEFT adapter.
+
+    Raises:
+        SourceMissingError, SourceError: there is none.
+    """
+    storage = folder(path)
+    if not lora.recognises(storage):
+        raise SourceError(f"{path}: expected a PEFT adapter (`{lora.CONFIG}`), found no such file")
     return storage
 
 
@@ -97,9 +176,9 @@ def _descend(storage: Storage) -> Iterator[Storage]:
 
 def manifest_folder(weights: Storage) -> Storage | None:
     """The folder of manifest.json: the one of the weights, or the one above; None where nobody wrote one."""
-    for folder in (weights, *_above(weights)):
-        if folder.is_file(manifest.MANIFEST):
-            return folder
+    for candidate in (weights, *_above(weights)):
+        if candidate.is_file(manifest.MANIFEST):
+            return candidate
     return None
 
 

@@ -21,8 +21,17 @@ import numpy as np
 from converter import ops
 from converter.checkpoint import Checkpoint, Source, agreed, with_defaults
 from converter.errors import OptionsError, Problem, SourceError, report
-from converter.families import FAMILIES
-from converter.families.base import Config, Family, expand, read_rows, require_dims, write_rows
+from converter.families import FAMILIES, preset_named
+from converter.families.base import (
+    Config,
+    Family,
+    FasterTransformerTable,
+    expand,
+    read_rows,
+    require_dims,
+    table_of,
+    write_rows,
+)
 from converter.formats.raw import raw
 from converter.plan import OutputFile, Segment
 from converter.storage import Storage, open_storage
@@ -48,7 +57,7 @@ def outputs(model: Checkpoint, tensor_parallel: int, name: str) -> list[OutputFi
         SourceError: the model has something that FasterTransformer's C++ cannot express.
         OptionsError: `tensor_parallel` does not divide what it must.
     """
-    table, config = model.family.fastertransformer, model.config
+    table, config = layout_of(model.family), model.config
     problems = table.check(config)
     if problems:
         raise SourceError(report(f"{model.source.uri}: FasterTransformer cannot express this model", problems))
@@ -62,6 +71,15 @@ def outputs(model: Checkpoint, tensor_parallel: int, name: str) -> list[OutputFi
         for file, box in _parts(stored, tensor.spec, split, tensor_parallel).items():
             files.append(OutputFile(f"{where}/{file}", (Segment(tensor, box),)))
     return files
+
+
+def layout_of(family: Family) -> FasterTransformerTable:
+    """The family's table.
+
+    Raises:
+        SourceError: FasterTransformer has no such models.
+    """
+    return table_of(family, family.fastertransformer, "FasterTransformer")
 
 
 def check_divisible(config: Config, keys: tuple[str, ...], parts: int, option: str) -> None:
@@ -94,10 +112,10 @@ def _parts(name: str, spec: TensorSpec, split: int | None, ranks: int) -> dict[s
 def _ini(family: Family, config: Config, dtype: np.dtype[Any], name: str) -> bytes:
     """The keys that the C++ reads, and no others."""
     sections: dict[str, dict[str, str]] = {}
-    for field in family.fastertransformer.fields:
+    table = layout_of(family)
+    for field in table.fields:
         section, key = field.key.split(".")
         sections.setdefault(section, {})[key] = field.write(config)
-    table = family.fastertransformer
     for section in table.sections:
         sections[section] = {table.name_key: name, **sections[section], "weight_data_type": short_name(dtype)}
     lines = []
@@ -114,11 +132,12 @@ def recognises(storage: Storage) -> bool:
     return storage.is_file(INI)
 
 
-def open(uri: str, config: Config | None = None) -> Checkpoint:
+def open(uri: str, config: Config | None = None, model: str | None = None) -> Checkpoint:
     """Open a folder with config.ini and the .bin files.
 
     Args:
         config: the complete config from the manifest; config.ini does not hold all of it.
+        model: a preset that it has to agree with.
 
     Raises:
         SourceError: unreadable config.ini, missing or unexpected files, wrong sizes.
@@ -135,11 +154,13 @@ def open(uri: str, config: Config | None = None) -> Checkpoint:
     statements = [(f"{key} of {INI}", values) for key, values in _read_fields(family, ini, storage).items()]
     if config is not None:
         statements.append(("manifest.json", config))
+    if model is not None:
+        statements.append((f"--model {model}", preset_named(model)[1].config))
     values, assumed = with_defaults(family, agreed(statements, str(storage)))
     files = storage.files()
     require_dims(family, values, len(files), str(storage))
     tensor_parallel = ranks(files, storage)
-    rows = expand(family.fastertransformer.rows, values, family.features(values))
+    rows = expand(layout_of(family).rows, values, family.features(values))
     stored: dict[str, LazyTensor] = {}
     problems: list[Problem] = []
     specs = family.specs(values, dtype)
@@ -158,22 +179,24 @@ def open(uri: str, config: Config | None = None) -> Checkpoint:
     problems += [Problem(name, "no such file", f"{files[name]} bytes") for name in sorted(files.keys() - wanted)]
     if problems:
         raise SourceError(report(f"{storage}: not the files of this model", problems))
-    model = read_rows(family, rows, values, stored, str(storage))
+    opened = read_rows(family, rows, values, stored, str(storage))
     digest = hashlib.sha256(text + repr(sorted(files.items())).encode()).hexdigest()
     source = Source(uri, NAME, None, digest)
-    return Checkpoint(family, values, model.tensors, source, model.derived, assumed)
+    description = f"FasterTransformer weights, tensor parallel {tensor_parallel}"
+    return Checkpoint(family, values, opened.tensors, source, description, opened.derived, assumed)
 
 
 def _family(ini: configparser.ConfigParser, storage: Storage) -> Family:
-    for family in FAMILIES:
-        if set(family.fastertransformer.sections) <= set(ini.sections()):
+    tables = [(family, family.fastertransformer) for family in FAMILIES if family.fastertransformer]
+    for family, table in tables:
+        if set(table.sections) <= set(ini.sections()):
             return family
-    known = "; ".join(f"{f.name}: {', '.join(f.fastertransformer.sections)}" for f in FAMILIES)
+    known = "; ".join(f"{family.name}: {', '.join(table.sections)}" for family, table in tables)
     raise SourceError(f"{storage}/{INI}: expected the sections of a known family ({known}), found {ini.sections()}")
 
 
 def _weight_dtype(family: Family, ini: configparser.ConfigParser, storage: Storage) -> np.dtype[Any]:
-    sections = family.fastertransformer.sections
+    sections = layout_of(family).sections
     found = {ini.get(section, "weight_data_type", fallback="") for section in sections}
     if len(found) != 1 or not found <= set(DTYPES):
         raise SourceError(
@@ -186,7 +209,7 @@ def _weight_dtype(family: Family, ini: configparser.ConfigParser, storage: Stora
 def _read_fields(family: Family, ini: configparser.ConfigParser, storage: Storage) -> Mapping[str, Config]:
     """Field key -> what it says about the config."""
     problems, values = [], {}
-    for field in family.fastertransformer.fields:
+    for field in layout_of(family).fields:
         section, key = field.key.split(".")
         text = ini.get(section, key, fallback=None)
         try:

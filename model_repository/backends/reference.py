@@ -11,7 +11,7 @@ import torch
 from transformers import CONFIG_MAPPING, AutoModelForSeq2SeqLM, PreTrainedModel
 
 from converter import ops
-from converter.checkpoint import Checkpoint
+from converter.checkpoint import Checkpoint, check_repeats
 from converter.errors import Problem, SourceError, report
 
 # transformers' names for what canonical names leave out: aliases of the embedding
@@ -24,7 +24,7 @@ def load(checkpoint: Checkpoint) -> PreTrainedModel:
     Raises:
         SourceError: a tensor that only repeats others does not equal them; transformers misses or does not know one.
     """
-    check_derived(checkpoint)
+    check_repeats(checkpoint)
     config = CONFIG_MAPPING[checkpoint.config["model_type"]](
         **{key: value for key, value in checkpoint.config.items() if key not in ("architectures", "torch_dtype")}
     )
@@ -46,17 +46,3 @@ def load(checkpoint: Checkpoint) -> PreTrainedModel:
         raise SourceError(report("transformers' model does not fit the tensors", problems))
     model.config.tie_word_embeddings = bool(checkpoint.config["tie_word_embeddings"])
     return model.eval()
-
-
-def check_derived(checkpoint: Checkpoint) -> None:
-    """Stored tensors that only repeat others must equal them, bit for bit.
-
-    Raises:
-        SourceError: names those that do not.
-    """
-    problems = []
-    for name, (stored, expected) in checkpoint.derived.items():
-        if stored.read().tobytes() != np.ascontiguousarray(expected.read()).tobytes():
-            problems.append(Problem(name, f"equal to {expected.origin}", "other values"))
-    if problems:
-        raise SourceError(report(f"{checkpoint.source.uri}: files that contradict each other", problems))

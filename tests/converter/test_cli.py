@@ -141,7 +141,7 @@ def test_a_dry_run_is_the_plan_and_reads_no_tensor(source: Path, tmp_path: Path)
     document = json.loads(result.stdout)
     assert document.keys() == {
         *("destination", "manifest", "plan", "files", "bytes_written", "bytes_read", "memory_budget"),
-        *("minimum_memory_budget", "jobs"),
+        *("minimum_memory_budget", "compared_first", "jobs"),
     }
     assert not (tmp_path / "out").exists()
     assert ftconvert("jax-to-ft", garbage, tmp_path / "out", *options).exit_code == 65  # garbage it is

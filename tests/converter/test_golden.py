@@ -6,6 +6,7 @@ import configparser
 import hashlib
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,21 +18,33 @@ from converter.formats import fastertransformer
 
 EXPECTED = json.loads((ROOT / "tests" / "golden" / "fastertransformer.json").read_text())
 CASES = [(case, tp) for case, expected in EXPECTED.items() for tp in expected["sha256"]]
-PRESETS = {"t5x_ul2_gzip": "ul2", "t5x_untied_asym_raw": "flan-t5", "t5x_t5_1_1_networkgin": "t5-v1.1"}
+PRESETS = {
+    "t5x_ul2_gzip": "ul2",
+    "t5x_untied_asym_raw": "flan-t5",
+    "t5x_t5_1_1_networkgin": "t5-v1.1",
+    "hf_t5_v10_relu": "t5",
+    "hf_flan_t5_gelu_untied": "flan-t5",
+}
 
 
 @pytest.mark.parametrize(("case", "tp"), CASES)
 def test_every_file_equals_nvidias(golden: Callable[[str], Path], tmp_path: Path, case: str, tp: str) -> None:
-    request = Request(str(golden(case)), str(tmp_path), PRESETS[case], tensor_parallel=int(tp[2:]), layout="weights")
-    convert(prepare(request))
-    weights = tmp_path / f"{tp[2:]}-gpu"
+    dtype, ranks = ("fp16" if tp.startswith("fp16_") else "fp32"), int(tp.split("tp")[-1])
+    pair = ("hf" if case.startswith("hf_") else "jax", "ft")
+    request = Request(str(golden(case)), str(tmp_path), PRESETS[case], pair, tensor_parallel=ranks, dtype=dtype)
+    convert(prepare(replace(request, layout="weights")))
+    weights = tmp_path / f"{ranks}-gpu"
     found = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in weights.glob("*.bin")}
     assert found == EXPECTED[case]["sha256"][tp]
 
     ini = configparser.ConfigParser()
     ini.read(weights / "config.ini")
     for section, values in EXPECTED[case]["config"].items():
-        assert {key: ini[section][key] for key in values} == values, section
+        spelled = {"true": "1", "false": "0"}  # the C++ takes both, see families/base.py
+        values = {key: spelled.get(value, value) for key, value in values.items() if key != "weight_data_type"}
+        assert {key: spelled.get(ini[section][key], ini[section][key]) for key in values} == values, section
+        if section != "structure":
+            assert ini[section]["weight_data_type"] == dtype
 
 
 @pytest.mark.parametrize(("case", "model"), [("ul2_tied_legacy_f32", "ul2"), ("t5_1_1_untied_legacy_bf16", "t5-v1.1")])

@@ -76,7 +76,7 @@ def test_reading_back_gives_the_same_bits(
         written = write(source, base / "ft", tp, budget)
         again = fastertransformer.open(str(written), source.config)
         assert_same(source, again)
-        for stored, expected in again.derived.values():
+        for stored, expected, _ in again.derived.values():
             assert stored.read().tobytes() == np.ascontiguousarray(expected.read()).tobytes()
         assert files(write(again, base / "again", tp)) == files(written)
         assert files(write(again, base / "tp1", 1)) == files(write(source, base / "direct", 1))

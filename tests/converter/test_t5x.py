@@ -13,7 +13,7 @@ import tensorstore
 import tiny
 from conftest import ftconvert, refused, tree
 
-from converter.formats import t5x
+from converter.formats import t5x, t5x_index
 
 SCALES = [name for name in tiny.t5_arrays(tiny.T5()) if name.endswith((".scale", ".rel_embedding"))]
 
@@ -114,11 +114,13 @@ def test_every_array_equals_what_flax_and_tensorstore_read(
             value = tensorstore.open(spec, open=True).result().read().result()
         expected[dotted] = value
     storage = t5x.open_storage(str(step))
-    found = t5x._arrays(t5x._target(storage.read("checkpoint"), storage), storage, storage.files())
-    assert found.keys() == expected.keys()
-    for dotted, tensor in found.items():
-        assert tensor.spec.shape == expected[dotted].shape, dotted
-        assert tensor.read().tobytes() == np.asarray(expected[dotted]).tobytes(), dotted
+    found = t5x_index.read(storage, storage.read("checkpoint"), storage.files(), "target.")
+    assert not found.problems
+    assert found.tensors.keys() == {f"target.{dotted}" for dotted in expected}
+    for name, tensor in found.tensors.items():
+        array = expected[name.removeprefix("target.")]
+        assert tensor.spec.shape == array.shape, name
+        assert tensor.read().tobytes() == np.asarray(array).tobytes(), name
 
 
 def test_the_optimizer_is_never_opened(tmp_path: Path) -> None:
@@ -222,39 +224,6 @@ def test_other_element_types_are_refused_by_name(tmp_path: Path, dtype: str, whe
     message = refused(65, "jax-to-ft", tmp_path / "t5x", tmp_path / "out", "--model", "ul2")
     assert f"target.{name}" in message
     assert "float32, float16, bfloat16" in message
-
-
-def test_scanned_layers_are_refused(golden: Callable[[str], Path], tmp_path: Path) -> None:
-    message = refused(65, "jax-to-ft", golden("umt5_scan_legacy_f32"), tmp_path / "out", "--model", "t5-v1.1")
-    assert "scan_layers" in message
-    assert "one table per side" in message
-
-
-@pytest.mark.parametrize("below", ["", "checkpoint_1001"])
-@pytest.mark.parametrize("options", [(), ("--step", 1001)])
-def test_orbax_is_refused(
-    golden: Callable[[str], Path], tmp_path: Path, below: str, options: tuple[object, ...]
-) -> None:
-    source = golden("ul2_tied_orbax_f32") / below
-    message = refused(65, "jax-to-ft", source, tmp_path / "out", "--model", "ul2", *options)
-    assert "checkpoint_1001: written by Orbax" in message
-    assert "cannot read" in message
-
-
-def test_a_newer_step_by_orbax_is_not_passed_over_for_an_older_one(
-    golden: Callable[[str], Path], tmp_path: Path
-) -> None:
-    base = tiny.t5x_checkpoint(tmp_path / "mixed", seed=1)
-    shutil.copytree(golden("ul2_tied_orbax_f32") / "checkpoint_1001", base / "checkpoint_1001")
-    assert "checkpoint_1001" in refused(65, "jax-to-ft", base, tmp_path / "out", "--model", "ul2")
-    assert converted(base, tmp_path / "out", "--step", 1000) == of_step(1, tmp_path)
-
-
-def test_umt5_is_refused_before_anything_is_opened(tmp_path: Path) -> None:
-    base = tiny.t5x_checkpoint(tmp_path / "t5x")
-    message = refused(65, "jax-to-ft", base, tmp_path / "out", "--model", "umt5")
-    assert "--model umt5" in message
-    assert "every layer" in message
 
 
 @pytest.mark.parametrize(

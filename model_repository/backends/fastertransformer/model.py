@@ -102,7 +102,7 @@ def check_parameters(parameters: dict[str, Any], checkpoint: Checkpoint, weights
     manifest = manifest_folder(weights)
     allowed = {
         "tensor_para_size": [str(fastertransformer.ranks(weights.files(), weights))],
-        "model_type": [checkpoint.family.fastertransformer.model_type],
+        "model_type": [fastertransformer.layout_of(checkpoint.family).model_type],
         "data_type": list(DTYPES),
     }
     if "manifest_sha256" in parameters and manifest:

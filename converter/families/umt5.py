@@ -1,0 +1,96 @@
+"""umT5: T5 with a relative-attention table in every layer. Everything else is t5.py's.
+
+T5X trains it with scalable_t5, which stacks the layers of a side in one array each, the layer axis second, and keeps
+heads and head_dim apart. Sources: google-research/t5x (examples/scalable_t5/network.py), transformers
+(models/umt5/modeling_umt5.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from dataclasses import replace
+from typing import Any
+
+from converter.families import t5
+from converter.families.base import COPY, TRANSPOSE, Config, Equivalent, Family, Row, T5XTable, scanned
+
+# what one layer of a stacked array is, after the layer axis is gone
+VECTOR = scanned("layers of vectors", transposed=False)  # [d, n]
+KERNEL = scanned("layers of transposes")  # [in, n, out]
+HEADS_OUT = scanned("layers of transposes, heads apart", heads=1)  # [in, n, heads, head_dim]
+HEADS_IN = scanned("layers of transposes, heads apart", heads=0)  # [heads, n, head_dim, out]
+
+
+def _t5x_rows() -> Iterator[Row]:
+    yield Row("token_embedder.embedding", ("shared.weight",))
+    for side, depth in t5.DEPTH.items():
+
+        def row(name: str, canonical: str, shape: str, depth: str = depth, side: str = side, **more: Any) -> Row:
+            return Row(
+                f"{side}.{side}.{name}", (canonical,), across=depth, shape=shape.replace("layers", depth), **more
+            )
+
+        bias = t5.LAYERS_BIAS.format(side=side)
+        yield row("relpos_bias.rel_embedding", bias, "num_heads layers relative_attention_num_buckets", layout=KERNEL)
+        for place, attention, name, norm in t5.ATTENTION[side]:
+            layer = f"{side}.block.{{i}}.layer.{place}"
+            for q, query in t5.PROJECTIONS:
+                canonical = f"{layer}.{attention}.{q}.weight"
+                yield row(f"{name}.{query}.kernel", canonical, "d_model layers num_heads d_kv", layout=HEADS_OUT)
+            out = f"{layer}.{attention}.o.weight"
+            yield row(f"{name}.out.kernel", out, "num_heads layers d_kv d_model", layout=HEADS_IN)
+            yield row(f"{norm}.scale", f"{layer}.layer_norm.weight", "d_model layers", layout=VECTOR)
+        layer = t5.feed_forward(side)
+        for name, shape, when in (
+            ("wi", "d_model layers d_ff", "plain"),
+            ("wi_0", "d_model layers d_ff", "gated"),
+            ("wi_1", "d_model layers d_ff", "gated"),
+            ("wo", "d_ff layers d_model", ""),
+        ):
+            yield row(f"mlp.{name}.kernel", f"{layer}.DenseReluDense.{name}.weight", shape, layout=KERNEL, when=when)
+        yield row("pre_mlp_layer_norm.scale", f"{layer}.layer_norm.weight", "d_model layers", layout=VECTOR)
+        yield Row(f"{side}.{side}_norm.scale", (f"{side}.final_layer_norm.weight",))
+    yield Row("decoder.logits_dense.kernel", ("lm_head.weight",), TRANSPOSE, when="untied")
+
+
+def _read_names(names: Collection[str]) -> Config:
+    """What the presence of arrays states."""
+    stated: dict[str, Any] = {"tie_word_embeddings": "decoder.logits_dense.kernel" not in names}
+    for name, gated in (("wi_0", True), ("wi", False)):
+        if f"encoder.encoder.mlp.{name}.kernel" in names:
+            stated["is_gated_act"] = gated
+    return stated
+
+
+def _repeats() -> Iterator[Row]:
+    for side, depth in t5.DEPTH.items():
+        yield Row(t5.LAYERS_BIAS.format(side=side), (t5.BIAS.format(side=side),), COPY, each=depth)
+
+
+IDENTITY = {"architectures": ["UMT5ForConditionalGeneration"], "model_type": "umt5", "is_encoder_decoder": True}
+FAMILY = Family(
+    name="umt5",
+    architectures=("UMT5ForConditionalGeneration",),
+    presets={"umt5": t5.preset("gated-gelu")},
+    identity=IDENTITY,
+    defaults=t5.DEFAULTS,
+    flags=t5.FAMILY.flags,
+    features=t5.features,
+    weights=tuple(t5.weights(bias_in_every_layer=True)),
+    huggingface=replace(t5.HUGGING_FACE, model_types=("umt5",)),
+    t5x=T5XTable(
+        marker="encoder.encoder.pre_mlp_layer_norm.scale",
+        rows=tuple(_t5x_rows()),
+        gin=t5.GIN,
+        read_gin=t5.read_gin,
+        read_names=_read_names,
+        write_gin=None,
+    ),
+    equivalent=Equivalent(
+        t5.FAMILY.name,
+        tuple(_repeats()),
+        t5.FAMILY.identity,
+        "umT5 has a relative-attention table in every layer; FasterTransformer loads one per side, the first layer's "
+        "(T5EncoderWeight.cc, T5DecodingWeight.cc), and would answer garbage",
+    ),
+)

@@ -1,0 +1,701 @@
+"""LoRA adapters as PEFT saves them, merged into a checkpoint while it streams: W + (B @ A) * scaling.
+
+    adapter_config.json           r, lora_alpha, target_modules, ...
+    adapter_model.safetensors     or adapter_model.bin, with the names of the model inside two wrappers:
+        base_model.model.<module>.lora_A.weight        [r, in];  .lora_B.weight     [out, r]
+        base_model.model.<module>.lora_embedding_A     [r, rows]; .lora_embedding_B [width, r]
+        base_model.model.<module>.weight               a tensor that was trained itself (modules_to_save, bias)
+
+The tensors say what was adapted; the config says how they are scaled, and is held against them: an adapter that lost
+tensors on its way still loads in PEFT, with a warning. Refused is everything that a sum of two matrices cannot hold,
+and everything that was trained on a base that is not the one given.
+
+Source of the facts: huggingface/peft 0.21: tuners/lora/{config,layer,model}.py, tuners/tuners_utils.py
+(check_target_module_exists), utils/other.py (get_pattern_key), utils/save_and_load.py.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import re
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from itertools import accumulate
+from typing import Any
+
+import numpy as np
+
+from converter import ops
+from converter.checkpoint import Checkpoint
+from converter.errors import Problem, SourceError, SourceMissingError, report
+from converter.families.base import Tensors
+from converter.formats.safetensors import load_json, shown
+from converter.formats.shards import READERS
+from converter.storage import Storage
+from converter.tensor import DTYPES, LazyTensor, short_name
+
+CONFIG = "adapter_config.json"
+WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")  # PEFT takes the first that is there
+PREFIX = "base_model.model."  # PeftModel.base_model (the tuner) .model (the transformers model)
+
+# What the input embedding and the output layer are called; PEFT saves them whole when the vocabulary was resized.
+EMBEDDINGS = ("shared", "embed_tokens", "wte", "word_embeddings", "embed_in")
+OUTPUTS = ("lm_head", "embed_out")
+
+LINEAR = ("lora_A", "lora_B")
+EMBEDDING = ("lora_embedding_A", "lora_embedding_B")
+
+# Drop this, then add that: an adapter trained on the bare model (GPT2Model), or on one inside another module.
+RENAMINGS = (("", ""), ("", "transformer."), ("", "model."), ("transformer.", ""), ("model.", ""))
+
+# Settings that change what the tensors mean, and why they are refused where they are set.
+REFUSED = {
+    "use_dora": "DoRA: the merged columns are scaled by a trained magnitude",
+    "use_qalora": "QALoRA: its A is of pooled inputs of a quantized model",
+    "use_bdlora": "BD-LoRA: its factors are block-diagonal and stored in another shape",
+    "lora_bias": "the product has a trained bias, which only PEFT's own layer can add",
+    "layer_replication": "the adapter is for a model whose layers were repeated",
+    "target_parameters": "it adapts parameters, not modules (experts kept in one tensor)",
+    "trainable_token_indices": "rows of the embedding were trained instead of the whole",
+    "megatron_config": "it was trained on Megatron's parallel layers",
+    "alora_invocation_tokens": "aLoRA adapts only the tokens after its invocation: it cannot be merged",
+    "arrow_config": "Arrow chooses between adapters for every token: it cannot be merged",
+    "kasa_config": "KaSA: the base was truncated before training, and a diagonal was trained between A and B",
+    "monteclora_config": "Monteclora: the weights are sampled",
+    "velora_config": "VeLoRA: keeps buffers that this version does not know",
+}
+# Settings that look like such and are none: they concern only how A and B began, or how the adapter is loaded.
+HARMLESS = ("use_rslora", "eva_config", "loftq_config", "corda_config", "lora_ga_config", "runtime_config")
+# Beginnings that leave the base alone (layer.py: LoraLayer.update_layer) ...
+BEGINNINGS = ("gaussian", "eva", "orthogonal", "mica")
+# ... and those that subtract from it what the adapter begins with: merged into the original base, it counts twice.
+CHANGED_BASE = ("pissa", "corda", "olora", "loftq", "lora_ga")
+
+ANY_LAYER = re.compile(r"\.[^.]*\.(\d+)(?=\.)")  # what stands for layers_pattern where there is none
+
+MAX_CONFIG = 1 << 24  # bytes
+MAX_ENTRIES = 10_000  # of a list or a mapping in the config
+MAX_PATTERN = 1000  # characters
+MAX_REPEATS = 1_000_000  # counts of a pattern, multiplied: `regex` writes repetitions out before it matches
+PATTERN_SECONDS = 1  # for one pattern and one name; together they get `PATTERNS_SECONDS`
+PATTERNS_SECONDS = 10
+
+MEND = "Save the adapter again with PEFT, or merge it there (merge_and_unload) and convert the merged model."
+
+
+def recognises(storage: Storage) -> bool:
+    """Whether this folder holds an adapter."""
+    return storage.is_file(CONFIG)
+
+
+def merge(base: Checkpoint, adapter: Storage) -> Checkpoint:
+    """The base with the adapter's product added to its weights; nothing of either is read.
+
+    Raises:
+        SourceMissingError: no config or no weights there.
+        SourceError: damaged, of another model, or of a kind that cannot be merged; names everything at once.
+    """
+    opened = _open(adapter)
+    tensors = _merged(base.tensors, opened, bool(base.config.get("tie_word_embeddings", False)))
+    digest = hashlib.sha256(f"{base.source.fingerprint}\0{opened.digest}".encode()).hexdigest()
+    stamp = hashlib.sha256(f"{base.stamp}\0{adapter.stamp('')}".encode()).hexdigest()
+    return replace(base, tensors=tensors, source=replace(base.source, fingerprint=digest), stamp=stamp)
+
+
+def merged(tensors: Tensors, adapter: Storage, tied: bool) -> dict[str, LazyTensor]:
+    """Canonical tensors with the adapter's product added; those that it does not touch are the same objects.
+
+    Args:
+        tied: whether the model has one tensor for its input embedding and its output layer.
+
+    Raises:
+        SourceMissingError, SourceError: see `merge`.
+    """
+    return _merged(tensors, _open(adapter), tied)
+
+
+def describe(adapter: Storage) -> dict[str, Any]:
+    """What an adapter is, for people; also of one that `merge` refuses.
+
+    Raises:
+        SourceMissingError, SourceError: nothing there, damaged, or a config that makes no sense.
+    """
+    opened = _open(adapter, refuse=False)
+    settings = opened.settings
+    targets = settings.targets
+    return {
+        "r": settings.r,
+        "lora_alpha": settings.alpha,
+        "target_modules": sorted(map(shown, targets)) if isinstance(targets, tuple) else targets and shown(targets),
+        "adapted_tensors": len(opened.products),
+        "dtypes": sorted({short_name(tensor.spec.dtype) for tensor in opened.tensors.values()}),
+        "parameters": sum(tensor.spec.size for tensor in opened.tensors.values()),
+        "nbytes": sum(tensor.spec.nbytes for tensor in opened.tensors.values()),
+        "base_model_name_or_path": shown(settings.base),
+    }
+
+
+# -------------------------------------------------------------------------------------------------------------- config
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What adapter_config.json says, checked for its types; names as PEFT has them where it matters.
+
+    Attributes:
+        targets: names, one pattern, or None where the config leaves it to PEFT.
+        layers: the layers that are adapted; None: all.
+        saved: modules_to_save.
+    """
+
+    r: int
+    alpha: float
+    rank_pattern: Mapping[str, int]
+    alpha_pattern: Mapping[str, float]
+    use_rslora: bool
+    fan_in_fan_out: bool
+    bias: str
+    targets: tuple[str, ...] | str | None
+    excluded: tuple[str, ...] | str | None
+    layers: frozenset[int] | None
+    layers_pattern: tuple[str, ...]
+    saved: tuple[str, ...]
+    base: str
+
+    def scaling(self, alpha: float, rank: int) -> float:
+        """What B @ A is multiplied by."""
+        return alpha / math.sqrt(rank) if self.use_rslora else alpha / rank
+
+
+class _Reader:
+    """Values of a config from outside: what has the wrong type becomes a problem and the default."""
+
+    def __init__(self, config: Mapping[str, Any], where: str) -> None:
+        self.config, self.where = config, where
+        self.problems: list[Problem] = []
+
+    def wrong(self, key: str, expected: str, value: Any) -> None:
+        self.problems.append(Problem(key, expected, _short(value), source=self.where))
+
+    def flag(self, key: str) -> bool:
+        value = self.config.get(key)
+        if value is not None and not isinstance(value, bool):
+            self.wrong(key, "true or false", value)
+        return value is True
+
+    def text(self, key: str, default: str = "") -> str:
+        value = self.config.get(key)
+        if value is not None and not isinstance(value, str):
+            self.wrong(key, "a text", value)
+        return value if isinstance(value, str) else default
+
+    def rank(self, key: str, value: Any) -> int:
+        if type(value) is int and value > 0:  # true is an int, too
+            return value
+        self.wrong(key, "a positive whole number", value)
+        return 1
+
+    def number(self, key: str, value: Any) -> float:
+        if type(value) in (int, float):
+            try:
+                if math.isfinite(value):
+                    return float(value)
+            except OverflowError:
+                pass
+        self.wrong(key, "a finite number", value)
+        return 1.0
+
+    def names(self, key: str) -> tuple[str, ...]:
+        value = self.config.get(key)
+        found = [] if value is None else value
+        if isinstance(found, list) and len(found) <= MAX_ENTRIES and all(isinstance(one, str) for one in found):
+            return tuple(found)
+        self.wrong(key, f"a list of at most {MAX_ENTRIES} names", value)
+        return ()
+
+    def names_or_pattern(self, key: str) -> tuple[str, ...] | str | None:
+        value = self.config.get(key)
+        return value if value is None or isinstance(value, str) else self.names(key)
+
+    def mapping(self, key: str) -> dict[str, Any]:
+        value = self.config.get(key)
+        found = {} if value is None else value
+        if isinstance(found, dict) and len(found) <= MAX_ENTRIES:
+            return found
+        self.wrong(key, f"a mapping of at most {MAX_ENTRIES} names", value)
+        return {}
+
+    def layers(self, key: str) -> frozenset[int] | None:
+        value = self.config.get(key)
+        found = [] if value is None else value if isinstance(value, list) else [value]
+        if len(found) <= MAX_ENTRIES and all(type(one) is int for one in found):
+            return frozenset(found) or None  # an empty list chooses nothing in PEFT, so all of them
+        self.wrong(key, f"a layer or a list of at most {MAX_ENTRIES}", value)
+        return None
+
+
+def _short(value: Any) -> str:
+    """A value from outside, fit for a message."""
+    try:
+        text = repr(value)
+    except (ValueError, RecursionError):  # a number of more than 4300 digits
+        text = type(value).__name__
+    return text if len(text) <= 80 else f"{text[:76]}..."
+
+
+def _settings(config: Mapping[str, Any], where: str, refuse: bool) -> Settings:
+    """Raises SourceError that names every value that makes no sense, and every setting that cannot be merged."""
+    read = _Reader(config, where)
+    pattern = config.get("layers_pattern")
+    settings = Settings(
+        r=read.rank("r", config.get("r", 8)),
+        alpha=read.number("lora_alpha", config.get("lora_alpha", 8)),
+        rank_pattern={
+            key: read.rank(f"rank_pattern {_short(key)}", value) for key, value in read.mapping("rank_pattern").items()
+        },
+        alpha_pattern={
+            key: read.number(f"alpha_pattern {_short(key)}", value)
+            for key, value in read.mapping("alpha_pattern").items()
+        },
+        use_rslora=read.flag("use_rslora"),
+        fan_in_fan_out=read.flag("fan_in_fan_out"),
+        bias=read.text("bias", "none"),
+        targets=read.names_or_pattern("target_modules"),
+        excluded=read.names_or_pattern("exclude_modules") or None,
+        layers=read.layers("layers_to_transform"),
+        layers_pattern=((pattern,) if pattern else ()) if isinstance(pattern, str) else read.names("layers_pattern"),
+        saved=read.names("modules_to_save"),
+        base=read.text("base_model_name_or_path"),
+    )
+    if settings.bias not in ("none", "all", "lora_only"):
+        read.wrong("bias", "none, all or lora_only", settings.bias)
+    if config.get("peft_type") != "LORA":
+        read.wrong("peft_type", "'LORA'", config.get("peft_type"))
+    problems = read.problems + (list(_refused(config, where)) if refuse else [])
+    if problems:
+        raise SourceError(report(f"{where}: cannot be merged", problems, MEND))
+    return settings
+
+
+def _refused(config: Mapping[str, Any], where: str) -> Iterator[Problem]:
+    """Settings with which W + (B @ A) * scaling is not the model that was trained."""
+    for key, value in config.items():
+        if not value or key in HARMLESS:
+            continue
+        why = REFUSED.get(key)
+        if why is None and (key.startswith("use_") or key.endswith("_config")):
+            why = "a setting that this version does not know: it may change what the tensors mean"
+        if why is not None:
+            yield Problem(shown(key), "not set", _short(value), why, where)
+    begun = config.get("init_lora_weights")
+    if begun is None or isinstance(begun, bool) or (isinstance(begun, str) and begun.lower() in BEGINNINGS):
+        return
+    if isinstance(begun, str) and begun.lower().startswith(CHANGED_BASE):
+        why = (
+            "it was trained on a changed base, so merged into the original it counts twice; PEFT saves it for the "
+            "original with save_pretrained(path_initial_model_for_weight_conversion=...)"
+        )
+    else:
+        why = "this version does not know whether the base was changed"
+    yield Problem("init_lora_weights", f"true, false, {', '.join(BEGINNINGS)}", _short(begun), why, where)
+
+
+class _Patterns:
+    """Patterns of a config, which come from outside: an endless one is a problem, not a command that hangs."""
+
+    def __init__(self, where: str) -> None:
+        self.where = where
+        self.problems: list[Problem] = []
+        self.compiled: dict[str, Any] = {}  # None: did not work
+        self.left = float(PATTERNS_SECONDS)
+
+    def match(self, shape: str, pattern: str, name: str) -> Any:
+        """The match of `name` with the whole of `shape`, a pattern in which `{}` stands for the one from outside."""
+        import regex  # type: ignore[import-untyped]
+
+        key = shape.replace("{}", pattern)
+        if key in self.compiled and self.compiled[key] is None:
+            return None
+        started = time.monotonic()
+        try:
+            if self.left <= 0:
+                raise TimeoutError
+            if key not in self.compiled:
+                self.compiled[key] = self._compile(pattern, key)
+            return self.compiled[key].fullmatch(name, timeout=min(PATTERN_SECONDS, self.left))
+        except TimeoutError:
+            why = f"still at it after {PATTERN_SECONDS} s, or {PATTERNS_SECONDS} s for all of them"
+        except (regex.error, ValueError, OverflowError, RecursionError, MemoryError) as error:
+            why = _short(str(error))
+        finally:
+            self.left -= time.monotonic() - started
+        self.compiled[key] = None
+        self.problems.append(Problem(_short(pattern), "a pattern that matches or does not", why, source=self.where))
+        return None
+
+    def _compile(self, pattern: str, key: str) -> Any:
+        """Raises ValueError for what would take too long already here, where `regex` knows no limit of time."""
+        import regex
+
+        repeats = math.prod(int(count) for count in re.findall(r"\{(\d{1,9})", pattern[:MAX_PATTERN]))
+        if len(pattern) > MAX_PATTERN or repeats > MAX_REPEATS:
+            raise ValueError(f"longer than {MAX_PATTERN} characters, or too many repetitions")
+        return regex.compile(key)
+
+
+def _of_module(values: Mapping[str, Any], default: Any, module: str, patterns: _Patterns) -> Any:
+    """A module's own rank or alpha: the first name or pattern that its name ends with (get_pattern_key)."""
+    for pattern, value in values.items():
+        if patterns.match(r"(.*\.)?({})", pattern, module):
+            return value
+    return values.get(module, default)
+
+
+def _targeted(settings: Settings, module: str, patterns: _Patterns, certain: bool) -> bool:
+    """Whether the config asks for this module to be adapted (check_target_module_exists).
+
+    Which number in a name is the layer's depends on PEFT's version where there are several (T5's `block.0.layer.1`).
+
+    Args:
+        certain: whether every version has to agree, or one is enough.
+    """
+    if _named(settings.excluded, module, patterns) or any(f".{one}." in f".{module}." for one in settings.saved):
+        return False
+    if isinstance(settings.targets, str) and settings.targets.lower() == "all-linear":
+        return not certain  # what is linear only the model's code knows
+    if settings.targets is None:
+        return not certain
+    if not _named(settings.targets, module, patterns):
+        return False
+    if settings.layers is None or isinstance(settings.targets, str):
+        return True
+    layers = _layers(settings, module, patterns)
+    return bool(layers) and (all if certain else any)(layer in settings.layers for layer in layers)
+
+
+def _named(names: tuple[str, ...] | str | None, module: str, patterns: _Patterns) -> bool:
+    """Whether a list has the module's name or an end of it, or a pattern matches the whole."""
+    if not names:
+        return False
+    if isinstance(names, str):
+        return bool(patterns.match("{}", names, module))
+    parts = module.split(".")
+    return not {".".join(parts[start:]) for start in range(len(parts))}.isdisjoint(names)
+
+
+def _layers(settings: Settings, module: str, patterns: _Patterns) -> list[int]:
+    """The numbers in a module's name that may be its layer's, first and last."""
+    if not settings.layers_pattern:
+        found = ANY_LAYER.findall(module)
+    else:
+        shapes = (r"(?:.*?\.)?{}\.(?P<idx>\d+)\..*", r"(?:.*\.)?{}\.(?P<idx>\d+)\..*")
+        matches = [patterns.match(shape, one, module) for one in settings.layers_pattern for shape in shapes]
+        found = [match["idx"] for match in matches if match and match["idx"]]
+    return [int(number) for number in (found[0], found[-1])] if found else []
+
+
+# ------------------------------------------------------------------------------------------------------------- opening
+
+
+@dataclass(frozen=True)
+class _Adapter:
+    """An opened adapter.
+
+    Attributes:
+        products: module -> {"lora_A": ..., "lora_B": ...}, either may be missing.
+        saved: name of a tensor of the model -> what it was trained to be.
+        unknown: what else is there.
+        digest: over its config and the names, sizes and headers of its files.
+    """
+
+    where: str
+    settings: Settings
+    tensors: Tensors
+    products: dict[str, dict[str, LazyTensor]] = field(default_factory=dict)
+    saved: dict[str, LazyTensor] = field(default_factory=dict)
+    unknown: list[Problem] = field(default_factory=list)
+    digest: str = ""
+
+
+def _open(storage: Storage, refuse: bool = True) -> _Adapter:
+    files = storage.files()
+    weights = next((name for name in WEIGHTS if name in files), None)
+    missing = [" or ".join(names) for names in ((CONFIG,), WEIGHTS) if not files.keys() & set(names)]
+    if missing or weights is None:
+        raise SourceMissingError(f"{storage}: expected a LoRA adapter of PEFT, found no {' and no '.join(missing)}")
+    where = storage.path(CONFIG)
+    if files[CONFIG] > MAX_CONFIG:
+        raise SourceError(f"{where}: expected an adapter's config, found {files[CONFIG]} bytes")
+    text = storage.read(CONFIG)
+    settings = _settings(load_json(text, where, "an adapter's config"), where, refuse)
+    tensors, header = READERS[weights[weights.rindex(".") :]](storage, weights, files[weights])
+    digest = hashlib.sha256(b"\0".join((text, repr((weights, files[weights])).encode(), header))).hexdigest()
+    opened = _Adapter(str(storage), settings, tensors, digest=digest)
+    for name, tensor in tensors.items():
+        _sort_in(opened, name, tensor)
+    return opened
+
+
+def _sort_in(opened: _Adapter, name: str, tensor: LazyTensor) -> None:
+    """`base_model.model.encoder.q.lora_A.default.weight` -> product `encoder.q`, its lora_A."""
+    parts = name.removeprefix(PREFIX).split(".")
+    kinds = [number for number, part in enumerate(parts) if part.startswith("lora_")]
+    if not name.startswith(PREFIX):
+        opened.unknown.append(Problem(shown(name), f"{PREFIX}<module>.lora_A.weight and the like", str(tensor.spec)))
+    elif not kinds:
+        # PEFT wraps what it adapts or saves; older versions left the wrapper in the name
+        path = ".".join(parts).replace(".modules_to_save.default.", ".").replace(".modules_to_save.", ".")
+        _put(opened, opened.saved, path.replace(".base_layer.", "."), name, tensor)
+    else:
+        at = kinds[0]
+        kind, rest = parts[at], parts[at + 1 :]
+        if kind in LINEAR and rest[-1:] == ["weight"]:
+            rest = rest[:-1]
+        elif kind not in EMBEDDING:
+            at = 0
+        if at == 0 or len(rest) > 1:  # one more part is the adapter's name, which newer versions leave out
+            rule = "only lora_A, lora_B, lora_embedding_A and lora_embedding_B can be merged"
+            opened.unknown.append(Problem(shown(name), "no such tensor", str(tensor.spec), rule))
+        else:
+            _put(opened, opened.products.setdefault(".".join(parts[:at]), {}), kind, name, tensor)
+
+
+def _put(opened: _Adapter, where: dict[str, LazyTensor], key: str, name: str, tensor: LazyTensor) -> None:
+    if key in where:
+        opened.unknown.append(Problem(shown(name), "one such tensor", f"also {shown(where[key].origin)}"))
+    where.setdefault(key, tensor)
+
+
+# ------------------------------------------------------------------------------------------------------------- merging
+
+
+@dataclass(frozen=True)
+class _Names:
+    """How the adapter calls the base's tensors."""
+
+    drop: str
+    add: str
+
+    def canonical(self, name: str) -> str:
+        return self.add + name[len(self.drop) :] if name.startswith(self.drop) else name
+
+    def of_adapter(self, canonical: str) -> str | None:
+        """None: a tensor beside the part of the model that it was trained on."""
+        return self.drop + canonical[len(self.add) :] if canonical.startswith(self.add) else None
+
+
+def _names(opened: _Adapter, tensors: Tensors) -> _Names:
+    """The one renaming with which the base has most of the adapter's names; none where two do as well."""
+    names = [f"{module}.weight" for module in opened.products] + list(opened.saved)
+    found = {_Names(*one): sum(_Names(*one).canonical(name) in tensors for name in names) for one in RENAMINGS}
+    most = [one for one, count in found.items() if count == max(found.values())]
+    return most[0] if len(most) == 1 else _Names("", "")
+
+
+def _merged(tensors: Tensors, opened: _Adapter, tied: bool) -> dict[str, LazyTensor]:
+    return _Merge(tensors, opened, tied).result()
+
+
+class _Merge:
+    """One adapter on its way into one base: collects problems, then puts the tensors together."""
+
+    def __init__(self, tensors: Tensors, opened: _Adapter, tied: bool) -> None:
+        self.base, self.opened, self.tied = tensors, opened, tied
+        self.settings = opened.settings
+        self.names = _names(opened, tensors)
+        self.patterns = _Patterns(f"{opened.where}/{CONFIG}")
+        self.problems = list(opened.unknown)
+        self.changed: dict[str, str] = {}  # canonical name of what was added to or replaced -> the adapter's name
+
+    def result(self) -> dict[str, LazyTensor]:
+        """Raises SourceError that names everything that does not fit."""
+        result = dict(self.base)
+        for name, tensor in self.opened.saved.items():
+            canonical = self.names.canonical(name)
+            if self._fits(canonical, name, tensor):
+                result[canonical] = tensor
+        turned = {module: self._turned(module) for module in self.opened.products}
+        if not turned and not self.opened.saved:
+            self.problems.append(Problem("the whole adapter", f"tensors {PREFIX}<module>.lora_A.weight", "none"))
+        for module, parts in self.opened.products.items():
+            rank = _of_module(self.settings.rank_pattern, self.settings.r, module, self.patterns)
+            alpha = _of_module(self.settings.alpha_pattern, self.settings.alpha, module, self.patterns)
+            if self._mergeable(module, parts, rank, alpha, turned):
+                canonical = self.names.canonical(f"{module}.weight")
+                a, b = (parts[kind] for kind in (LINEAR if "lora_A" in parts else EMBEDDING))
+                left, right = (ops.transpose(a), ops.transpose(b)) if turned[module] else (b, a)
+                scaling = self.settings.scaling(alpha, rank)
+                result[canonical] = ops.add_lora(result[canonical], left, right, scaling)
+        self._missing()
+        self.problems += self.patterns.problems
+        if self.problems:
+            raise SourceError(report(f"{self.opened.where}: this adapter does not fit the model", self.problems, MEND))
+        return result
+
+    def _wrong(self, name: str, expected: str, got: str, rule: str = "") -> bool:
+        self.problems.append(Problem(shown(name), expected, got, rule, self.opened.where))
+        return False
+
+    def _known(self, canonical: str, name: str, spec: str) -> bool:
+        """Whether the base has such a tensor, and the adapter may change it."""
+        module = canonical.rpartition(".")[0].rpartition(".")[2]
+        if self.tied and module in (*EMBEDDINGS, *OUTPUTS):
+            rule = (
+                "the model ties them (tie_word_embeddings): embedding and output layer are one tensor, and the adapter "
+                "changes only one of their two uses, or each in its own way"
+            )
+            return self._wrong(name, "embedding and output layer left as they are", spec, rule)
+        if canonical not in self.base:
+            return self._wrong(name, "a tensor of the model", "the model has none of this name")
+        other = self.changed.setdefault(canonical, name)
+        # the embedding that is adapted is saved as well, as it was before
+        if other != name and other != f"{name}.weight":
+            return self._wrong(name, "one name for every module", f"also {shown(other)} for {canonical}")
+        return True
+
+    def _typed(self, name: str, tensor: LazyTensor) -> bool:
+        if tensor.spec.dtype.name not in DTYPES.values():
+            return self._wrong(name, " or ".join(DTYPES), str(tensor.spec))
+        return True
+
+    # ------------------------------------------------------------------------------------------------- whole tensors
+
+    def _fits(self, canonical: str, name: str, tensor: LazyTensor) -> bool:
+        """Whether a tensor that was trained itself can stand in the base's place."""
+        spec = str(tensor.spec)
+        if not self._known(canonical, name, spec) or not self._typed(name, tensor):
+            return False
+        if not self._declared(name):
+            return self._wrong(name, "modules_to_save or bias that name it", spec, "the config does not say so")
+        shape = self.base[canonical].spec.shape
+        if tensor.spec.shape != shape:
+            return self._wrong(name, str(list(shape)), str(list(tensor.spec.shape)), _resized(canonical, shape, tensor))
+        return True
+
+    def _declared(self, name: str) -> bool:
+        """Whether the config says that this tensor was trained; PEFT saves embeddings also without being told."""
+        module = name.rpartition(".")[0].rpartition(".")[2]
+        # older versions saved with `all` whatever has bias in its name: T5's relative_attention_bias
+        bias = name.endswith(".bias") if self.settings.bias == "lora_only" else "bias" in name
+        return (
+            (bias and self.settings.bias != "none")
+            or module in (*EMBEDDINGS, *OUTPUTS)
+            or self._below(name, self.settings.saved)
+        )
+
+    def _below(self, name: str, modules: tuple[str, ...]) -> bool:
+        """Whether a tensor belongs to one of the modules, which PEFT finds by how their names end."""
+        return any(module.endswith(modules) for module in _modules(name))
+
+    # ------------------------------------------------------------------------------------------------------ products
+
+    def _turned(self, module: str) -> bool | None:
+        """Whether the base keeps the weight as [in, out], which is A and B transposed; None: both, or neither.
+
+        PEFT goes by the module's class and sets `fan_in_fan_out` to it, of a model with both kinds to the last one's.
+        """
+        parts, weight = self.opened.products[module], self.base.get(self.names.canonical(f"{module}.weight"))
+        if any(kind in parts for kind in EMBEDDING):
+            return True
+        if weight is None or any(len(part.spec.shape) != 2 for part in parts.values()) or len(parts) != 2:
+            return None
+        shape = (parts["lora_B"].spec.shape[0], parts["lora_A"].spec.shape[1])
+        if shape[0] == shape[1] or weight.spec.shape not in (shape, shape[::-1]):
+            return None
+        return weight.spec.shape != shape
+
+    def _mergeable(
+        self,
+        module: str,
+        parts: Mapping[str, LazyTensor],
+        rank: int,
+        alpha: float,
+        turned: dict[str, bool | None],
+    ) -> bool:
+        """Whether A and B are whole and fit; settles in `turned` how a square weight lies."""
+        canonical = self.names.canonical(f"{module}.weight")
+        specs = ", ".join(f"{kind} {part.spec}" for kind, part in sorted(parts.items()))
+        if not self._known(canonical, module, specs):
+            return False
+        if parts.keys() not in ({*LINEAR}, {*EMBEDDING}):
+            return self._wrong(module, "lora_A and lora_B, or lora_embedding_A and lora_embedding_B", specs)
+        if not _targeted(self.settings, module, self.patterns, certain=False):
+            targets = _short(self.settings.targets)
+            return self._wrong(module, "a module that the config targets", specs, f"target_modules: {targets}")
+        if not all(self._typed(f"{module}.{kind}", part) for kind, part in parts.items()):
+            return False
+        a, b = (parts[kind].spec.shape for kind in sorted(parts))
+        shape = self.base[canonical].spec.shape
+        if len(a) != 2 or len(b) != 2 or a[0] != b[1]:
+            return self._wrong(module, "A [r, in] and B [out, r]", specs)
+        if a[0] != rank:
+            return self._wrong(module, f"r = {rank}", specs, "r and rank_pattern of the config")
+        if shape not in ((b[0], a[1]), (a[1], b[0])) or ("lora_A" not in parts and shape != (a[1], b[0])):
+            return self._wrong(module, f"factors of {list(shape)}", specs, _resized(canonical, shape, parts))
+        if not abs(self.settings.scaling(alpha, rank)) <= float(np.finfo(np.float32).max):
+            return self._wrong(module, "a scaling that fp32 can hold", f"alpha {alpha}, r {rank}")
+        if turned[module] is None:
+            flag = self.settings.fan_in_fan_out
+            others = [
+                one for one, turn in turned.items() if turn is (not flag) and "lora_A" in self.opened.products[one]
+            ]
+            if others:
+                rule = f"fan_in_fan_out is {str(flag).lower()}, but {shown(others[0])} lies the other way"
+                return self._wrong(module, "to know whether the weight is [in, out] or [out, in]", specs, rule)
+            turned[module] = flag
+        return True
+
+    # ------------------------------------------------------------------------------------------------------- missing
+
+    def _missing(self) -> None:
+        """What the config says was trained, and the adapter does not have."""
+        saved = set(map(self.names.canonical, self.opened.saved))
+        adapted = {self.names.canonical(f"{module}.weight") for module in self.opened.products}
+        absent: dict[str, str] = {}
+        for canonical, tensor in self.base.items():
+            name = self.names.of_adapter(canonical)
+            if name is None or canonical in saved:
+                continue
+            module, _, kind = name.rpartition(".")
+            weight = kind == "weight" and len(tensor.spec.shape) == 2 and canonical not in adapted
+            if weight and _targeted(self.settings, module, self.patterns, certain=True):
+                absent[module] = f"target_modules: {_short(self.settings.targets)}"
+            if self.settings.saved and self._below(name, self.settings.saved):
+                absent[name] = f"modules_to_save: {_short(list(self.settings.saved))}"
+            if kind == "bias" and self._trained_bias(canonical, adapted):
+                bias = self.settings.bias
+                absent[name] = f"bias: {bias} (some versions of PEFT did not save it; `none` merges without)"
+        for name, rule in absent.items():
+            self._wrong(name, "trained values in the adapter", "no tensor", rule)
+        known = [*self.opened.saved, *filter(None, map(self.names.of_adapter, self.base))]
+        modules = {module for name in known for module in _modules(name)}
+        for module in self.settings.saved:
+            if not any(one.endswith(module) for one in modules):
+                self._wrong(module, "a module of the model", "neither model nor adapter has it", "modules_to_save")
+
+    def _trained_bias(self, canonical: str, adapted: set[str]) -> bool:
+        of_adapted = f"{canonical.removesuffix('bias')}weight" in adapted
+        return self.settings.bias == "all" or (self.settings.bias == "lora_only" and of_adapted)
+
+
+def _modules(name: str) -> Iterator[str]:
+    """The modules that a tensor lies in: `a.b.weight` -> `a`, `a.b`."""
+    return accumulate(name.split(".")[:-1], "{}.{}".format)
+
+
+def _resized(canonical: str, shape: tuple[int, ...], found: LazyTensor | Mapping[str, LazyTensor]) -> str:
+    """Why an embedding has other rows than the base's; empty where it is something else."""
+    module = canonical.rpartition(".")[0].rpartition(".")[2]
+    if module not in (*EMBEDDINGS, *OUTPUTS) or len(shape) != 2:
+        return ""
+    if isinstance(found, LazyTensor):
+        rows = found.spec.shape[0] if found.spec.shape[1:] == shape[1:] else None
+    elif "lora_A" in found:
+        rows = found["lora_B"].spec.shape[0] if found["lora_A"].spec.shape[1] == shape[1] else None
+    else:
+        rows = found["lora_embedding_A"].spec.shape[1] if found["lora_embedding_B"].spec.shape[0] == shape[1] else None
+    if rows is None:
+        return ""
+    return f"the vocabulary was resized to {rows} before training; resize the base to it and save it first"

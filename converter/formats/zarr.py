@@ -1,0 +1,164 @@
+"""zarr v2 arrays as leaves: their metadata, whether their chunks are all there, and TensorStore to read them.
+
+    <array>/.zarray   shape, chunks, dtype, compressor
+    <array>/1.0       one chunk; edge chunks are stored full size
+
+Both containers of T5X hold their arrays like this, as files or as keys of a key-value store. TensorStore reads an
+absent chunk as the fill value, zero where none is stated, without a word: so chunks are counted first.
+
+Source of the facts: the zarr v2 specification; TensorStore, driver/zarr.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+from collections.abc import Callable, Collection, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Any
+
+import numpy as np
+
+from converter.errors import LISTED_PROBLEMS, FtconvertError, IncompleteError, Problem, SourceError, SourceMissingError
+from converter.tensor import DTYPES, Array, Box, LazyTensor, TensorSpec, dtype_named, leaf
+
+METADATA = ".zarray"
+READERS = 16  # small reads at a time: in a bucket each one waits for an answer
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where arrays lie: a folder, or a key-value store in one.
+
+    Attributes:
+        path: for messages.
+        files: name -> bytes of every chunk and every `.zarray`.
+        read: the bytes of one of them.
+        kvstore: TensorStore's key-value store for one array.
+        context: resources that all its arrays share in TensorStore.
+        absent_is_fill: whether the writer left out chunks that hold nothing but the fill value.
+    """
+
+    path: str
+    files: Mapping[str, int]
+    read: Callable[[str], bytes]
+    kvstore: Callable[[str], Mapping[str, Any]]
+    context: Any = None
+    absent_is_fill: bool = False
+
+
+@dataclass
+class Arrays:
+    """Arrays of a place by name, what is wrong with them, and how many chunks of each will be read as fill value."""
+
+    tensors: dict[str, LazyTensor] = field(default_factory=dict)
+    problems: list[Problem] = field(default_factory=list)
+    filled: dict[str, int] = field(default_factory=dict)
+
+
+def arrays(names: Collection[str], place: Place, index: str, known: Collection[str], prefix: str) -> Arrays:
+    """The arrays `names` of an index; those there below `prefix` that it does not know are problems, too."""
+    chunks: dict[str, dict[str, int]] = {}
+    for name, size in place.files.items():
+        folder, _, chunk = name.partition("/")  # a chunk's name has slashes where `dimension_separator` is one
+        chunks.setdefault(folder, {})[chunk] = size
+    found = Arrays()
+    there = [name for name in names if METADATA in chunks.get(name, {})]
+    with ThreadPoolExecutor(READERS) as pool:
+        metadata = dict(zip(there, pool.map(lambda name: place.read(f"{name}/{METADATA}"), there), strict=True))
+    for name in names:
+        if name in metadata:
+            _array(found, name, metadata[name], chunks[name], place)
+        else:
+            found.problems.append(Problem(name, "a zarr array", "no such folder", f"named in {index}", place.path))
+    unnamed = {name for name in chunks if name.startswith(prefix)} - set(known)
+    found.problems += [Problem(name, "no such array", "found one", f"not in {index}", place.path) for name in unnamed]
+    return found
+
+
+def _array(found: Arrays, name: str, metadata: bytes, chunks: Mapping[str, int], place: Place) -> None:
+    where = f"{place.path}/{name}"
+    try:
+        meta = json.loads(metadata)
+        shape, grain = tuple(map(int, meta["shape"])), tuple(map(int, meta["chunks"]))
+        separator, compressor = meta.get("dimension_separator", "."), meta["compressor"]
+        spec = TensorSpec(shape, element_type(meta["dtype"]))
+        if len(shape) != len(grain) or min((*shape, *grain), default=1) < 1:
+            raise ValueError(f"shape {shape}, chunks {grain}")
+        if separator not in (".", "/") or meta["order"] != "C" or meta["filters"]:
+            raise ValueError(f"separator {separator!r}, order {meta['order']!r}, filters {meta['filters']!r}")
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
+        got = f"{type(error).__name__}: {error}"
+        found.problems.append(Problem(name, "zarr v2 metadata as T5X writes it", got, source=f"{where}/{METADATA}"))
+        return
+    chunk_bytes = math.prod(grain) * spec.dtype.itemsize
+    grid = [-(-size // unit) for size, unit in zip(shape, grain, strict=True)]
+    wanted, there = math.prod(grid), len(chunks) - 1  # .zarray is no chunk
+    if wanted > there + LISTED_PROBLEMS:  # too many to name each, and perhaps too many to count in a lifetime
+        if place.absent_is_fill:
+            found.filled[name] = wanted - there
+        else:
+            got = f"{there} chunks"
+            found.problems.append(Problem(name, f"{wanted} chunks of {list(grain)} for {spec}", got, source=where))
+        grid = [0]
+    for index in itertools.product(*map(range, grid)):
+        chunk = separator.join(map(str, index)) or "0"
+        size = chunks.get(chunk)
+        if size is None and place.absent_is_fill:
+            found.filled[name] = found.filled.get(name, 0) + 1
+        elif size is None:
+            found.problems.append(Problem(name, f"chunk {chunk}", "not there", "zarr reads it as zeros", where))
+        elif size == 0 or (compressor is None and size != chunk_bytes):
+            expected = f"chunk {chunk} of {chunk_bytes} bytes" if compressor is None else f"chunk {chunk}"
+            found.problems.append(Problem(name, expected, f"{size} bytes", source=where))
+    found.tensors[name] = leaf(spec, name, grain, _reader(name, place))
+
+
+def element_type(name: str) -> np.dtype[Any]:
+    """Raises ValueError for what is not little-endian float32, float16 or bfloat16."""
+    dtype = dtype_named(name)
+    if dtype.name == "uint16":
+        raise ValueError("bfloat16 kept as uint16 by an old T5X, which T5X refuses today. Save the checkpoint again")
+    if dtype.name not in DTYPES.values() or dtype.byteorder == ">":
+        raise ValueError(f"elements of type {name!r}; expected little-endian {', '.join(DTYPES.values())}")
+    return dtype
+
+
+def _reader(name: str, place: Place) -> Callable[[Box], Array]:
+    """A function that reads a box of the array through TensorStore, opened at the first call."""
+
+    @cache
+    def store() -> Any:
+        import tensorstore
+
+        # a chunk that goes missing after it was checked must not be read as zeros
+        spec = {"driver": "zarr", "kvstore": place.kvstore(name), "fill_missing_data_reads": place.absent_is_fill}
+        return tensorstore.open(spec, open=True, read=True, write=False, context=place.context).result()
+
+    def read(box: Box) -> Array:
+        try:
+            array: Array = store()[box.slices].read(order="C").result()
+        except (ValueError, RuntimeError) as error:
+            raise tensorstore_error(error, f"{place.path}/{name}") from error
+        return array
+
+    return read
+
+
+# TensorStore's status codes come as the first word of a message, whatever the class of the exception
+UNREACHABLE = ("UNAVAILABLE", "DEADLINE_EXCEEDED", "ABORTED", "CANCELLED", "RESOURCE_EXHAUSTED")
+FORBIDDEN = ("PERMISSION_DENIED", "UNAUTHENTICATED")
+
+
+def tensorstore_error(error: Exception, where: str) -> FtconvertError:
+    """The project's error for one of TensorStore while reading."""
+    text = str(error).partition(" [tensorstore_spec=")[0]  # a page of JSON that says where, again
+    status = text.partition(":")[0]
+    if status in UNREACHABLE:
+        return IncompleteError(f"{where}: cannot be reached. Run the same command again; it goes on.\n  {text}")
+    if status in FORBIDDEN:
+        return SourceMissingError(f"{where}: may not be read. Ask for the permission to read it.\n  {text}")
+    return SourceError(f"{where}: cannot be decoded; the file is damaged. Copy or save it again.\n  {text}")

@@ -1,0 +1,476 @@
+"""Google Cloud Storage, both ways, without a copy on this machine.
+
+A folder is a prefix of names: there is none to make and none to clean up. An object is there when its upload is
+complete and not before, so a writer needs no temporary name. Every request is tried again for a while by the client
+library's own rules; what it raises after that becomes this project's errors in one place, `_translated`.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import http.client
+import json
+import re
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from functools import cache
+from http import HTTPStatus
+from typing import Any
+
+import crc32c
+
+from converter.errors import (
+    DestinationError,
+    FtconvertError,
+    IncompleteError,
+    OptionsError,
+    SourceError,
+    SourceMissingError,
+    UsageError,
+)
+from converter.storage.base import Buffer, Storage
+
+SCHEME = "gs://"
+BUCKET = re.compile(r"[a-z0-9][a-z0-9._-]{1,220}[a-z0-9]")
+CHUNK = 8 << 20  # bytes of a file that are kept before they are sent; a multiple of 256 KiB, which uploads consist of
+TIMEOUT = 60  # seconds that a request may stand still
+PATIENCE = 120  # seconds in which a request is tried again
+TENSORSTORE_RETRIES = 8  # after 1, 2, 4, ... at most 32 seconds: as patient
+APPEND_SECONDS = 3  # between uploads of a journal: an object takes about one a second
+DELETING = 16  # threads
+CONNECTIONS = 256  # kept open; more of them than threads, or the client complains about each
+BINARY = "application/octet-stream"
+AGAIN = "Run the same command again; it goes on where it stopped."
+LOG_IN = (
+    "Log in with `gcloud auth application-default login`, or name a service account's key file in "
+    "GOOGLE_APPLICATION_CREDENTIALS; on GKE give the pod a service account with Workload Identity."
+)
+
+
+@cache
+def _client() -> Any:
+    """One client, so one pool of connections, for all threads; anonymous where STORAGE_EMULATOR_HOST is set."""
+    from google.cloud import storage  # type: ignore[import-untyped]
+    from requests.adapters import HTTPAdapter
+
+    client = storage.Client(project=None)  # a project is for those who create buckets
+    for scheme in ("http://", "https://"):
+        client._http.mount(scheme, HTTPAdapter(pool_maxsize=CONNECTIONS))
+    return client
+
+
+def _retry() -> Any:
+    """The library's rules: 408, 429, 5xx, lost connections and timeouts, after 1, 2, 4, ... seconds."""
+    from google.cloud.storage.retry import DEFAULT_RETRY  # type: ignore[import-untyped]
+
+    return DEFAULT_RETRY.with_timeout(PATIENCE)
+
+
+def _options() -> dict[str, Any]:
+    """For every request of the client."""
+    return {"retry": _retry(), "timeout": TIMEOUT}
+
+
+class BucketStorage:
+    """A folder `gs://bucket/prefix`; names are relative to it and use `/`."""
+
+    def __init__(self, bucket: str, prefix: str = "") -> None:
+        self.bucket, self.prefix = bucket, prefix
+        self._stated: dict[str, str] = {}  # what the last listing said of checksums: no request for each of them
+
+    @classmethod
+    def of(cls, uri: str) -> BucketStorage:
+        """The one that a URI names.
+
+        Raises:
+            UsageError: malformed.
+            OptionsError: the client library is not installed.
+        """
+        bucket, _, prefix = uri.removeprefix(SCHEME).partition("/")
+        prefix = prefix.rstrip("/")
+        if not BUCKET.fullmatch(bucket) or (prefix and {"", ".", ".."} & set(prefix.split("/"))):
+            raise UsageError(f"{uri}: expected gs://bucket or gs://bucket/folder, without empty or dotted parts")
+        try:
+            import google.cloud.storage  # type: ignore[import-untyped]  # noqa: F401
+        except ImportError as error:
+            raise OptionsError(f"{uri}: buckets need google-cloud-storage: pip install 'ftconvert[gcs]'") from error
+        return cls(bucket, prefix)
+
+    def __str__(self) -> str:
+        return self.path("")
+
+    @property
+    def _root(self) -> str:
+        return f"{SCHEME}{self.bucket}"
+
+    @property
+    def name(self) -> str:
+        """The last part of the prefix; the bucket's name without one."""
+        return self.prefix.rpartition("/")[2] or self.bucket
+
+    def _object(self, name: str) -> str:
+        """The object's name in the bucket."""
+        return "/".join(part for part in (self.prefix, name) if part)
+
+    def _blob(self, name: str) -> Any:
+        return _client().bucket(self.bucket).blob(self._object(name))
+
+    def path(self, name: str) -> str:
+        """Where an object lies."""
+        return "/".join(part for part in (self._root, self.prefix, name) if part)
+
+    def below(self, name: str) -> BucketStorage:
+        """A folder in this one."""
+        return BucketStorage(self.bucket, self._object(name))
+
+    def parent(self) -> BucketStorage | None:
+        """The folder this one lies in; None for the bucket itself."""
+        return BucketStorage(self.bucket, self.prefix.rpartition("/")[0]) if self.prefix else None
+
+    def contains(self, other: Storage) -> bool:
+        """Whether the other is this folder or lies in it."""
+        if not isinstance(other, BucketStorage) or other.bucket != self.bucket:
+            return False
+        return f"{other.prefix}/".startswith(f"{self.prefix}/") or not self.prefix
+
+    def _list(self, folder: str, fields: str, **options: Any) -> Any:
+        """What lies below a folder of the bucket, page after page."""
+        prefix = f"{folder}/" if folder else None
+        return _client().list_blobs(self.bucket, prefix=prefix, fields=fields, **options, **_options())
+
+    def _listed(self) -> dict[str, Any]:
+        """Every object below: name -> what the listing says of it. Without the empty ones that stand for folders."""
+        skipped = len(self._object("x")) - 1
+        with _translated(self._root, "no such bucket"):
+            listed = self._list(self.prefix, "items(name,size,generation,crc32c),nextPageToken")
+            found = {blob.name[skipped:]: blob for blob in listed if blob.size or not blob.name.endswith("/")}
+        self._stated = {name: blob.crc32c for name, blob in found.items()}
+        return found
+
+    def is_folder(self) -> bool:
+        """Whether anything lies below this prefix; a bucket is a folder, empty or not.
+
+        Raises:
+            SourceMissingError: there is no such bucket.
+        """
+        with _translated(self._root, "no such bucket"):
+            return any(True for _ in self._list(self.prefix, "items(name)", max_results=1)) or not self.prefix
+
+    def files(self) -> dict[str, int]:
+        """Every object below the folder: name -> bytes. Empty where there is none."""
+        return {name: blob.size for name, blob in self._listed().items()}
+
+    def stamp(self, prefix: str) -> str:
+        """Digest of names, sizes and generations: changes when an object is written again."""
+        digest = hashlib.sha256()
+        for name, blob in sorted(self._listed().items()):
+            if name.startswith(prefix):
+                digest.update(f"{name}\0{blob.size}\0{blob.generation}\n".encode())
+        return digest.hexdigest()
+
+    def folders(self) -> list[str]:
+        """Names of the folders directly below, sorted."""
+        with _translated(self._root, "no such bucket"):
+            listed = self._list(self.prefix, "prefixes,nextPageToken", delimiter="/")
+            for _ in listed.pages:
+                pass
+        return sorted(folder.rstrip("/").rpartition("/")[2] for folder in listed.prefixes)
+
+    def is_file(self, name: str) -> bool:
+        if not self._object(name):
+            return False
+        with _translated(self.path(name)):
+            return bool(self._blob(name).exists(**_options()))
+
+    def read(self, name: str, start: int = 0, size: int | None = None) -> bytes:
+        """Bytes of an object, `size` of them from `start` (all without a size); only these are fetched.
+
+        Raises:
+            SourceError: the object ends before that.
+            SourceMissingError, OptionsError, IncompleteError: see `_translated`.
+        """
+        from google.api_core.exceptions import RequestRangeNotSatisfiable
+
+        if size == 0:  # no range says that
+            return b""
+        data, end = b"", None if size is None else start + size - 1
+        with _translated(self.path(name)), suppress(RequestRangeNotSatisfiable):
+            data = self._blob(name).download_as_bytes(start=start or None, end=end, checksum="crc32c", **_options())
+        if size is not None and len(data) != size:
+            raise SourceError(f"{self.path(name)}: expected {size} bytes from offset {start}, found {len(data)}")
+        return data
+
+    def writer(self, name: str) -> BucketWriter:
+        """A new object; it appears when it is committed."""
+        return BucketWriter(self._blob(name), self.path(name))
+
+    def write(self, name: str, data: bytes) -> None:
+        """A small object, whole or not at all."""
+        writer = self.writer(name)
+        try:
+            writer.write(data)
+            writer.commit(durable=True)
+        except BaseException:
+            writer.abort()
+            raise
+
+    def appender(self, name: str) -> BucketAppender:
+        """Records at the end of an object; a killed process loses those of the last seconds."""
+        return BucketAppender(self, name)
+
+    def remove(self, name: str) -> None:
+        """An object, or everything below a folder; nothing happens where it is not there."""
+        from google.api_core.exceptions import NotFound
+
+        def delete(blob: Any) -> None:
+            with suppress(NotFound):
+                blob.delete(**_options())
+
+        with _translated(self.path(name), "no such bucket", writing=True):
+            below = list(self._list(self._object(name), "items(name),nextPageToken"))
+            with ThreadPoolExecutor(DELETING) as pool:
+                list(pool.map(delete, [self._blob(name), *below]))
+
+    def checksum(self, name: str) -> str:
+        """crc32c of an object, 8 hex digits, as the bucket states it; nothing is fetched."""
+        if name not in self._stated:
+            blob = self._blob(name)
+            with _translated(self.path(name)):
+                blob.reload(**_options())
+            return _hexadecimal(blob.crc32c)
+        return _hexadecimal(self._stated[name])
+
+    def kvstore(self, name: str) -> dict[str, Any]:
+        """TensorStore's key-value store for a folder below."""
+        retries = {"max_retries": TENSORSTORE_RETRIES}
+        path = f"{self._object(name)}/"
+        return {"driver": "gcs", "bucket": self.bucket, "path": path, "gcs_request_retries": retries}
+
+    def free_bytes(self) -> None:
+        """There is no end of it."""
+        return
+
+
+class BucketWriter:
+    """Keeps up to `CHUNK` bytes. A file that fits is sent in one request, a longer one as a resumable upload."""
+
+    def __init__(self, blob: Any, where: str) -> None:
+        self.size = 0
+        self._blob, self._where = blob, where
+        self._buffer = bytearray()
+        self._session = ""  # URL of the resumable upload; it is a key as well and belongs in no message
+        self._sent = 0
+        self._crc = 0
+
+    def write(self, data: Buffer) -> None:
+        """Append bytes (any contiguous buffer of single bytes).
+
+        Raises:
+            DestinationError, OptionsError, IncompleteError: see `_translated`.
+        """
+        view = memoryview(data).cast("B")
+        self._crc = crc32c.crc32c(view, self._crc)
+        self.size += len(view)
+        while view:
+            if len(self._buffer) == CHUNK:  # and more follows: this is not the end
+                self._send("*")
+            part = view[: CHUNK - len(self._buffer)]
+            self._buffer += part
+            view = view[len(part) :]
+
+    def commit(self, durable: bool = False) -> str:
+        """Make the object; returns its crc32c (8 hex digits). What a bucket has taken is durable.
+
+        Raises:
+            IncompleteError: what the bucket holds is not what was sent; the object is removed.
+            DestinationError, OptionsError: see `_translated`.
+        """
+        if self._session:
+            stated = self._send(str(self.size)).get("crc32c")
+        else:
+            with _translated(self._where, "no such bucket", writing=True):
+                self._blob.upload_from_string(bytes(self._buffer), BINARY, checksum="crc32c", **_options())
+            stated = self._blob.crc32c
+            self._buffer.clear()
+        ours = f"{self._crc:08x}"
+        if _hexadecimal(stated) != ours:
+            with _translated(self._where, writing=True):
+                self._blob.delete(**_options())
+            raise IncompleteError(_damaged(self._where))
+        return ours
+
+    def abort(self) -> None:
+        """Leave nothing of it: an upload that is not finished is no object."""
+        self._buffer.clear()
+        if self._session:
+            with suppress(Exception):  # the bucket forgets it after a week by itself
+                _client()._http.delete(self._session, timeout=10)
+
+    def _send(self, total: str) -> dict[str, Any]:
+        """Send what is kept; with the number of all bytes for `total` it makes the object, and returns what it is."""
+        with _translated(self._where, "no such bucket", writing=True):
+            if not self._session:
+                self._session = self._blob.create_resumable_upload_session(BINARY, **_options())
+            data, end = bytes(self._buffer), self._sent + len(self._buffer)
+            put: Callable[[bytes, str], dict[str, Any]] = _retry()(self._put)
+            answer: dict[str, Any] = {}
+            while self._sent < end:  # a bucket may take a part only
+                answer = put(data[self._sent - end :], total)
+        self._buffer.clear()
+        return answer
+
+    def _put(self, data: bytes, total: str) -> dict[str, Any]:
+        """One request of the upload. Sent once more it does no harm: bytes that are there already are passed over."""
+        from google.api_core.exceptions import ServiceUnavailable, from_http_response
+
+        end = self._sent + len(data)
+        headers = {"Content-Range": f"bytes {self._sent}-{end - 1}/{total}", "Content-Type": BINARY}
+        if total == str(end):  # lets the bucket itself refuse what was damaged on its way
+            headers["X-Goog-Hash"] = f"crc32c={base64.b64encode(self._crc.to_bytes(4, 'big')).decode()}"
+        answer = _client()._http.put(self._session, data=data, headers=headers, timeout=TIMEOUT)
+        if answer.status_code in (HTTPStatus.OK, HTTPStatus.CREATED):
+            self._sent = end
+            stated: dict[str, Any] = answer.json()
+            return stated
+        if answer.status_code in (HTTPStatus.NOT_FOUND, HTTPStatus.GONE):
+            raise IncompleteError(f"{self._where}: the bucket has forgotten the upload half-way. {AGAIN}")
+        if answer.status_code != HTTPStatus.PERMANENT_REDIRECT:  # its "go on"
+            raise from_http_response(answer)  # type: ignore[no-untyped-call]
+        taken = int(answer.headers.get("Range", "bytes=0--1").partition("-")[2]) + 1
+        if not self._sent < taken <= end or total == str(taken):
+            raise ServiceUnavailable("the bucket took nothing")  # type: ignore[no-untyped-call]
+        self._sent = taken
+        return {}
+
+
+class BucketAppender:
+    """Keeps the whole text, and uploads it again at most every `APPEND_SECONDS`: an object cannot grow."""
+
+    def __init__(self, storage: BucketStorage, name: str) -> None:
+        self._storage, self._name = storage, name
+        self._text = bytearray(storage.read(name) if storage.is_file(name) else b"")
+        self._uploaded, self._at = len(self._text), time.monotonic()
+
+    def append(self, data: bytes) -> None:
+        """One record."""
+        self._text += data
+        if time.monotonic() >= self._at + APPEND_SECONDS:
+            self._upload()
+
+    def close(self) -> None:
+        if self._uploaded < len(self._text):
+            self._upload()
+
+    def _upload(self) -> None:
+        self._storage.write(self._name, bytes(self._text))
+        self._uploaded, self._at = len(self._text), time.monotonic()
+
+
+# ------------------------------------------------------------------------------------------------------------- errors
+
+
+@contextmanager
+def _translated(where: str, missing: str = "no such object", writing: bool = False) -> Iterator[None]:
+    """What the client raises becomes what this project raises. No message quotes a URL: some of them are keys.
+
+    Args:
+        where: bucket or object.
+        missing: what the answer 404 means here.
+
+    Raises:
+        SourceMissingError, SourceError: there is nothing to read, or it may not be read.
+        DestinationError: there is nothing to write to, or it may not be written.
+        OptionsError: no credentials, or none that are accepted.
+        IncompleteError: the connection, or the bucket's own trouble, for longer than `PATIENCE`.
+    """
+    import requests
+    import urllib3
+    from google.api_core.exceptions import GoogleAPIError
+    from google.auth.exceptions import GoogleAuthError
+    from google.cloud.storage.exceptions import DataCorruption, InvalidResponse  # type: ignore[import-untyped]
+
+    try:
+        yield
+    except DataCorruption as error:
+        raise IncompleteError(_damaged(where)) from error
+    except (GoogleAPIError, InvalidResponse) as error:
+        raise _refused(error, where, missing, writing) from error
+    except GoogleAuthError as error:
+        raise _stranger(error, where) from error
+    except (
+        requests.RequestException,
+        urllib3.exceptions.HTTPError,
+        http.client.HTTPException,
+        ConnectionError,
+    ) as error:
+        raise _lost(type(error).__name__, where) from error
+
+
+def _refused(error: Exception, where: str, missing: str, writing: bool) -> FtconvertError:
+    """For an answer that is no success."""
+    from google.auth.exceptions import GoogleAuthError
+
+    last = getattr(error, "cause", None) or error  # what the retries ended with
+    if isinstance(last, GoogleAuthError):
+        return _stranger(last, where)
+    code = getattr(last, "code", None) or getattr(getattr(last, "response", None), "status_code", None)
+    if not code:
+        return _lost(type(last).__name__, where)
+    said = _said(last)
+    answer = f"{int(code)} {HTTPStatus(code).phrase}{said}"
+    if code == HTTPStatus.BAD_REQUEST and "crc32c" in said.lower():
+        return IncompleteError(_damaged(where))
+    if code in (HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_MANY_REQUESTS) or code >= HTTPStatus.INTERNAL_SERVER_ERROR:
+        return _lost(answer, where)
+    if code == HTTPStatus.UNAUTHORIZED:
+        return OptionsError(f"{where}: the bucket does not accept these credentials ({answer}). {LOG_IN}")
+    if code == HTTPStatus.FORBIDDEN and writing:
+        return DestinationError(
+            f"{where}: may not be written ({answer}). Give this account roles/storage.objectAdmin on the bucket."
+        )
+    if code == HTTPStatus.FORBIDDEN:
+        return SourceMissingError(
+            f"{where}: may not be read ({answer}). Give this account roles/storage.objectViewer on the bucket, "
+            "or roles/storage.objectAdmin to write there, too."
+        )
+    if code == HTTPStatus.NOT_FOUND:
+        kind = DestinationError if writing else SourceMissingError
+        return kind(f"{where}: {missing}. Check the name{', or create the bucket' if writing else ''}.")
+    return (DestinationError if writing else SourceError)(f"{where}: the bucket answers {answer}")
+
+
+def _said(error: Exception) -> str:
+    """The bucket's own words, if it has any that may be shown: a sentence, in JSON or as it is."""
+    try:
+        text: str = error.response.text  # type: ignore[attr-defined]
+        with suppress(ValueError):
+            text = json.loads(text)["error"]["message"]
+        return f": {text}" if text and len(text) < 500 and not re.search(r"[<\n]|://", text) else ""
+    except (AttributeError, LookupError, TypeError, OSError):  # no answer, or none that says anything
+        return ""
+
+
+def _stranger(error: Exception, where: str) -> FtconvertError:
+    """For credentials that are not there or not good, and for where they could not be asked for."""
+    from google.auth.exceptions import DefaultCredentialsError, RefreshError, TransportError
+
+    if isinstance(error, TransportError) or (isinstance(error, RefreshError) and error.retryable):
+        return _lost(type(error).__name__, where)
+    what = str(error).splitlines()[0] if isinstance(error, DefaultCredentialsError) else type(error).__name__
+    return OptionsError(f"{where}: no credentials for this bucket ({what}). {LOG_IN}")
+
+
+def _lost(what: str, where: str) -> IncompleteError:
+    return IncompleteError(f"{where}: no success in {PATIENCE} s of trying; the last was: {what}. {AGAIN}")
+
+
+def _damaged(where: str) -> str:
+    return f"{where}: damaged on its way: the bucket states another checksum. {AGAIN}"
+
+
+def _hexadecimal(crc: str | None) -> str:
+    """The API's crc32c, base64 of four bytes, in 8 hex digits; empty where it states none."""
+    return base64.b64decode(crc or "").hex()
