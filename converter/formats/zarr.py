@@ -160,5 +160,5 @@ def tensorstore_error(error: Exception, where: str) -> FtconvertError:
     if status in UNREACHABLE:
         return IncompleteError(f"{where}: cannot be reached. Run the same command again; it goes on.\n  {text}")
     if status in FORBIDDEN:
-        return SourceMissingError(f"{where}: may not be read. Ask for the permission to read it.\n  {text}")
+        return SourceMissingError(f"{where}: may not be read. A bucket needs roles/storage.objectViewer, and a login.\n  {text}")
     return SourceError(f"{where}: cannot be decoded; the file is damaged. Copy or save it again.\n  {text}")

@@ -40,6 +40,7 @@ from converter.errors import (
 from converter.storage import LocalStorage, Storage, gcs, open_storage
 
 UNIT = 256 << 10  # what a chunk of an upload is a multiple of
+CHUNK = re.compile(r"target\..*(%2F|/)[0-9.]+($|\?)")  # of an array, in the path of a request
 OPTIONS = ("--model", "ul2", "-t", "2", "--jobs", "2")
 
 
@@ -480,12 +481,19 @@ def test_a_bucket_may_take_a_part_only(bucket: str, proxy: Proxy, monkeypatch: p
     assert proxy.count(lambda exchange: exchange.method == "PUT") == 10
 
 
-def test_a_bucket_may_take_nothing_for_a_while(bucket: str, proxy: Proxy, small_chunks: None) -> None:
+def test_a_bucket_may_take_nothing_for_a_while(
+    bucket: str, proxy: Proxy, small_chunks: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     storage = open_storage(f"{bucket}/a")
     data = np.random.default_rng(0).bytes(2 * UNIT + 3)
     proxy.rule = at_most(2, 308, lambda exchange: exchange.method == "PUT")
     assert written(storage, data) == storage.checksum("x")
     assert storage.read("x") == data
+    monkeypatch.setattr(gcs, "PATIENCE", 0.1)
+    proxy.rule = lambda exchange: 308 if exchange.method == "PUT" else None
+    with pytest.raises(IncompleteError, match="Run the same command again"):
+        storage.write("y", data)
+    assert set(storage.files()) == {"x"}
 
 
 @pytest.mark.parametrize("size", [1000, 3 * UNIT + 5])
@@ -981,8 +989,7 @@ def test_a_source_in_trouble(
 ) -> None:
     """Arrays are read by TensorStore, everything else by our client."""
     start, out = upload(source, f"{bucket}/t5x"), f"{bucket}/out"
-    chunk = re.compile(r"target\..*(%2F|/)[0-9.]+($|\?)")
-    proxy.rule = lambda exchange: trouble if exchange.method == "GET" and chunk.search(exchange.path) else None
+    proxy.rule = lambda exchange: trouble if exchange.method == "GET" and CHUNK.search(exchange.path) else None
     code = 66 if trouble == 403 else 74
     assert bucket in refused(code, "jax-to-ft", start, out, *OPTIONS)
     assert not marks(out)
@@ -998,7 +1005,7 @@ def test_a_source_in_trouble_for_a_while(
     monkeypatch.setattr(gcs, "TENSORSTORE_RETRIES", 2)
     start, out = upload(source, f"{bucket}/t5x"), f"{bucket}/out"
     for trouble in (503, "half"):
-        proxy.rule = at_most(2, trouble, lambda exchange: exchange.method == "GET" and "target." in exchange.path)
+        proxy.rule = at_most(2, trouble, lambda exchange: bool(CHUNK.search(exchange.path)))
         assert ftconvert("jax-to-ft", start, out, *OPTIONS, "--overwrite").exit_code == 0
         same(there(out), undisturbed, start)
 
