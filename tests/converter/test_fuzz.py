@@ -91,7 +91,7 @@ KINDS = ("gzip", "raw", "stacked", "orbax", "safetensors", "shards", "torch", "t
 def case(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, golden: Callable[[str], Path]
 ) -> Case:
-    """Chunks in gzip carry a checksum, and so does all of OCDBT; anything raw can only be of the right size."""
+    """Chunks in gzip carry a checksum; raw ones can only be of the right size, and what Orbax packs with zstd, too."""
     kind, base = request.param, tmp_path_factory.mktemp("fuzz")
     source, name = base / "source", ("--name", "tiny")
     jax = ("--model", "ul2", *name)
@@ -105,7 +105,7 @@ def case(
         return Case(base, "jax-to-hf", "source", ("--model", "umt5", *name), t5x_files, True)
     if kind == "orbax":
         shutil.copytree(golden("ul2_tied_orbax_f32"), source, ignore=shutil.ignore_patterns("oracle.npz"))
-        return Case(base, "jax-to-ft", "source", jax, t5x_files, True)
+        return Case(base, "jax-to-ft", "source", jax, t5x_files, False)
     tiny.t5x_checkpoint(base / "t5x", SIZES)
     if kind == "ft":
         assert ftconvert("jax-to-ft", base / "t5x", source, "--model", "ul2", "-t", 2).exit_code == 0
@@ -168,7 +168,7 @@ def test_damage_is_refused_or_harmless(
     if result.exit_code == 0:
         written, right = tree(out), tree(expected)
         assert written.keys() == right.keys()
-        if case.sums:
+        if case.sums and "swap" not in {how for _, how, _, _ in damages}:  # nothing in a chunk says whose it is
             differing = {name for name in right if written[name] != right[name]}
             assert {name.split("/")[-1] for name in differing} <= {"manifest.json", "config.pbtxt"}
     else:
