@@ -55,6 +55,7 @@ class Checkpoint:
         stamp: changes when a file of the source is written again, even with the same size; other on every machine.
         notes: what a user should know about how it was opened, e.g. an unfinished step that was passed over.
         companions: files that a Hugging Face model takes along.
+        adapters: folders of adapters that lie beside the weights and are not merged.
     """
 
     family: Family
@@ -67,6 +68,7 @@ class Checkpoint:
     stamp: str = ""
     notes: tuple[str, ...] = ()
     companions: tuple[Companions, ...] = ()
+    adapters: tuple[str, ...] = ()
 
     @property
     def dtypes(self) -> tuple[np.dtype[Any], ...]:

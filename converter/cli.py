@@ -325,14 +325,16 @@ def _print_report(report: Report, seconds: float, quiet: bool, as_json: bool) ->
 @main.command()
 @click.argument("path")
 @click.option("--source", default=None, help="Convert again from this checkpoint and compare every byte.")
+@click.option("--lora", default=None, metavar="PATH", help="Where its adapter is now.  [default: where it was]")
+@click.option("--tokenizer", default=None, metavar="PATH", help="Where its tokenizer is now.  [default: where it was]")
 @as_json
 @fails_well
-def verify(path: str, source: str | None, as_json: bool) -> None:
+def verify(path: str, source: str | None, lora: str | None, tokenizer: str | None, as_json: bool) -> None:
     """Check a finished conversion: the exact file set, sizes, checksums; with --source, every tensor."""
     from converter.errors import VerificationError, report
     from converter.verify import verify
 
-    result = verify(path, source)
+    result = verify(path, source, {"lora": lora, "tokenizer": tokenizer})
     if as_json:
         document = {**vars(result), "ok": not result.faults, "faults": [vars(fault) for fault in result.faults]}
         click.echo(json.dumps(document, indent=2))
@@ -360,6 +362,8 @@ def inspect(path: str, as_json: bool) -> None:
     click.echo(
         f"  {found.parameters:,} parameters, {found.tensors} tensors, {found.nbytes:,} bytes, {'/'.join(found.dtypes)}"
     )
+    for adapter in found.adapters:
+        click.echo(f"  adapter: {adapter}")
     click.echo(sizes(found))
     for note in found.notes:
         click.echo(f"  note: {note}")

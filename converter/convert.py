@@ -13,7 +13,7 @@ from typing import Any
 
 from converter import engine, manifest
 from converter.checkpoint import Checkpoint, as_equivalent, check_repeats
-from converter.errors import DestinationError, UsageError
+from converter.errors import DestinationError, SourceError, UsageError
 from converter.formats import adapter_folder, fastertransformer, huggingface, is_hub, lora, open_any, t5x, t5x_writer
 from converter.manifest import Destination, File, Journal, Manifest
 from converter.plan import OutputFile, Plan
@@ -109,6 +109,11 @@ def prepare(request: Request) -> Conversion:
     step = request.step if source_format == "jax" else None
     opened = open_any(request.source, request.model or None, step, only=source_format)
     dtype = opened.widest_dtype if request.dtype == "source" else dtype_named(request.dtype)
+    if opened.adapters and not request.lora:  # transformers would load it, so the weights alone are another model
+        raise SourceError(
+            f"{opened.adapters[0]}: holds a model and an adapter ({lora.CONFIG}). Give --lora {opened.adapters[0]} to "
+            "merge it, or move one of them away."
+        )
     if request.lora:
         opened = lora.merge(opened, adapter_folder(request.lora))
     layout = request.layout or (REPOSITORY if target == "ft" else WEIGHTS)
@@ -149,12 +154,20 @@ def _to_huggingface(request: Request, model: Checkpoint) -> Laid:
     if request.tokenizer:
         model = replace(model, companions=(*model.companions, huggingface.tokenizer(request.tokenizer)))
     options = {"tokenizer": request.tokenizer} if request.tokenizer else {}
-    return model, huggingface.outputs(model), options
+    return _with_note(model, model.family.huggingface.caveat(model.config)), huggingface.outputs(model), options
 
 
 def _to_t5x(request: Request, model: Checkpoint) -> Laid:
     step = request.step or 0
-    return model, t5x_writer.outputs(model, step), {"step": step}
+    files = t5x_writer.outputs(model, step)
+    presets = [name for name, preset in model.family.presets.items() if preset.config.items() <= model.config.items()]
+    note = f"T5X checkpoints state no tokens; read this one with --model {' or '.join(presets)}"
+    none = "no --model stands for its activation and tokens: this version will not read it back"
+    return _with_note(model, note if presets else none), files, {"step": step}
+
+
+def _with_note(model: Checkpoint, note: str) -> Checkpoint:
+    return replace(model, notes=(*model.notes, note)) if note else model
 
 
 _TARGETS = {"ft": _to_fastertransformer, "hf": _to_huggingface, "jax": _to_t5x}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from converter.formats import folder, lora, open_any
+from converter.formats import folder, huggingface, lora, open_any
 from converter.storage import Storage
 from converter.tensor import short_name
 
@@ -36,7 +36,7 @@ def inspect(path: str) -> Inspection:
         SourceMissingError, SourceError: as opening it for a conversion would.
     """
     storage = folder(path)
-    if lora.recognises(storage):
+    if lora.recognises(storage) and not huggingface.recognises(storage):
         return _adapter(path, storage)
     checkpoint = open_any(path)
     return Inspection(
@@ -51,7 +51,7 @@ def inspect(path: str) -> Inspection:
         nbytes=checkpoint.nbytes,
         config=dict(checkpoint.config),
         assumed=list(checkpoint.assumed),
-        adapters=[],
+        adapters=list(checkpoint.adapters),
         notes=list(checkpoint.notes),
     )
 

@@ -46,8 +46,11 @@ class Verification:
     faults: list[Problem] = field(default_factory=list)
 
 
-def verify(path: str, source: str | None = None) -> Verification:
+def verify(path: str, source: str | None = None, elsewhere: Mapping[str, str | None] | None = None) -> Verification:
     """Check the conversion at `path` (repository, model, version or weights folder), against `source` if given.
+
+    Args:
+        elsewhere: where adapter (`lora`) and `tokenizer` are now, if no longer where the manifest says.
 
     Raises:
         SourceMissingError: nothing there, or no finished conversion.
@@ -61,7 +64,7 @@ def verify(path: str, source: str | None = None) -> Verification:
     broken = {fault.tensor for fault in result.faults}
     result.faults.extend(_checksums(storage, {name: file for name, file in files.items() if name not in broken}))
     if source is not None:
-        result.faults.extend(_against_source(storage, written, files, source))
+        result.faults.extend(_against_source(storage, written, files, source, elsewhere or {}))
     return result
 
 
@@ -88,8 +91,10 @@ def _checksums(storage: Storage, files: Mapping[str, File]) -> list[Problem]:
     return faults
 
 
-def _against_source(storage: Storage, written: Manifest, files: Mapping[str, File], source: str) -> list[Problem]:
-    conversion = _planned(written, source, str(storage))
+def _against_source(
+    storage: Storage, written: Manifest, files: Mapping[str, File], source: str, elsewhere: Mapping[str, str | None]
+) -> list[Problem]:
+    conversion = _planned(written, source, str(storage), elsewhere)
     sizes = storage.files()
     comparing = Comparing(storage, sizes)
     stated, right = written["config"], conversion.manifest["config"]
@@ -106,11 +111,12 @@ def _against_source(storage: Storage, written: Manifest, files: Mapping[str, Fil
     return sorted(comparing.faults, key=lambda fault: fault.tensor)  # threads find them in any order
 
 
-def _planned(written: Manifest, source: str, folder: str) -> Conversion:
+def _planned(written: Manifest, source: str, folder: str, elsewhere: Mapping[str, str | None]) -> Conversion:
     options, where = written["options"], f"{folder}/{manifest.MANIFEST}"
     given = {key: options[key] for key in (*OPTIONS, *MORE_OPTIONS) if key in options}
     wrong = [key for key, kind in (OPTIONS | MORE_OPTIONS).items() if key in given and not isinstance(given[key], kind)]
     wrong += [key for key in OPTIONS if key not in given]
+    given |= {key: path for key, path in elsewhere.items() if path and key in given}
     keys = {form.name: form.key for form in FORMATS}
     pair = (keys.get(str(written["source"].get("format")), ""), keys.get(str(written.get("format")), ""))
     if wrong or not all(pair):

@@ -161,12 +161,14 @@ class HuggingFaceTable:
     """How transformers stores the family: config.json, and names beside the canonical ones."""
 
     model_types: tuple[str, ...]
-    read_config: Callable[[Config], Config]  # of config.json -> with everything the tables use; raises ValueError
+    # (config.json, names of the stored tensors) -> with everything that the tables use; raises ValueError
+    read_config: Callable[[Config, Collection[str]], Config]
     write_config: Callable[[Config], Config]  # what transformers wants to read beside the values of the config
     aliases: Mapping[str, str]  # stored name -> canonical name that it only repeats
     tied: Mapping[str, str]  # the same for models that tie their embedding
     ignored: Mapping[str, str]  # stored name -> why it may be left out
     generation: tuple[str, ...]  # keys that generation_config.json repeats
+    caveat: Callable[[Config], str] = lambda config: ""  # what to know of a written model before it is loaded
 
 
 @dataclass(frozen=True)
@@ -207,6 +209,8 @@ class Family:
     identity: Config  # what is true of every model of the family: architectures, model_type, ...
     defaults: Config  # values that a stored format may not hold; inspect marks them as assumed
     flags: tuple[str, ...]  # boolean config keys that the tables use, beside the sizes in the shapes
+    token_ids: tuple[str, ...]  # config keys that name a token of the vocabulary
+    numbers: tuple[str, ...]  # config keys that hold a positive number, beside the sizes
     features: Callable[[Config], frozenset[str]]
     weights: tuple[Weight, ...]
     huggingface: HuggingFaceTable
@@ -381,5 +385,31 @@ def require_dims(family: Family, config: Config, stored: int, where: str) -> Non
         for word in sorted({weight.each for weight in family.weights if weight.each} & config.keys())
         if _is_size(config[word]) and config[word] > stored
     ]
+    problems += [
+        Problem(word, "true or false", repr(config[word]))
+        for word in sorted(set(family.flags) & config.keys())
+        if not isinstance(config[word], bool)
+    ]
+    vocabulary: Any = config.get("vocab_size")
+    problems += [
+        Problem(word, f"a token of the vocabulary, 0 to {vocabulary} - 1", repr(config[word]))
+        for word in family.token_ids
+        if _is_size(vocabulary) and not _are_tokens(config.get(word), int(vocabulary))
+    ]
+    problems += [
+        Problem(word, "a positive number", repr(config[word]))
+        for word in family.numbers
+        if not _is_number(config.get(word))
+    ]
     if problems:
-        raise SourceError(report(f"{where}: the model's sizes cannot be worked out", problems, _MEND))
+        raise SourceError(report(f"{where}: values of the config are missing or make no sense", problems, _MEND))
+
+
+def _are_tokens(value: Any, vocabulary: int) -> bool:
+    """An id, or (of a model that may end in several ways) a list of them."""
+    ids = value if isinstance(value, list) and value else [value]
+    return all(isinstance(one, int) and not isinstance(one, bool) and 0 <= one < vocabulary for one in ids)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < math.inf

@@ -240,6 +240,9 @@ def _ft_check(config: Config) -> Sequence[Problem]:
     for key, fixed in (("layer_norm_epsilon", 1e-6), ("relative_attention_max_distance", 128)):
         if config[key] != fixed:
             problems.append(Problem(key, str(fixed), str(config[key]), "FasterTransformer has this value built in"))
+    for key in TOKEN_IDS:
+        if not isinstance(config[key], int):
+            problems.append(Problem(key, "one token", str(config[key]), "FasterTransformer knows one of each"))
     if config["feed_forward_proj"] not in FT_ACTIVATIONS:
         allowed = ", ".join(FT_ACTIVATIONS)
         problems.append(Problem("feed_forward_proj", f"one of {allowed}", str(config["feed_forward_proj"])))
@@ -250,7 +253,7 @@ def _ft_check(config: Config) -> Sequence[Problem]:
 # Source: transformers, models/t5/configuration_t5.py and modeling_t5.py.
 
 
-def read_config(config: Config) -> Config:
+def read_config(config: Config, names: Collection[str]) -> Config:
     """What config.json states, with what transformers works out from it.
 
     Raises:
@@ -266,9 +269,19 @@ def read_config(config: Config) -> Config:
     for key, value in meant.items():
         if stated.setdefault(key, value) != value:
             raise ValueError(f"{key} is {stated[key]!r}, but feed_forward_proj {projection!r} means {value!r}")
-    # transformers 5 writes "tied" for every model and keeps in `scale_decoder_outputs` what tells the two kinds apart
-    stated["tie_word_embeddings"] = stated.get("scale_decoder_outputs", stated.get("tie_word_embeddings", True))
-    return stated
+    # transformers 5 writes "tied" for every model. For T5 it keeps in `scale_decoder_outputs` what tells the two kinds
+    # apart. mT5 and umT5 have no such key: an lm_head of its own does for both, and its mT5 never scales its outputs,
+    # as an untied model does.
+    tied = stated.get("scale_decoder_outputs", stated.get("tie_word_embeddings", True))
+    if config.get("model_type") != "t5" and _major(config.get("transformers_version")) >= 5:
+        tied = tied and "lm_head.weight" not in names and config.get("model_type") != "mt5"
+    return {**stated, "tie_word_embeddings": tied}
+
+
+def _major(version: Any) -> int:
+    """5 for "5.23.0"; 0 where nothing of the kind is stated."""
+    first = str(version).partition(".")[0]
+    return int(first) if first.isdecimal() else 0
 
 
 def _dense_act_fn(projection: str) -> str:
@@ -277,8 +290,11 @@ def _dense_act_fn(projection: str) -> str:
 
 def write_config(config: Config) -> Config:
     """What transformers reads beside the values of the config."""
-    scaled = {"scale_decoder_outputs": config["tie_word_embeddings"]} if "scale_decoder_outputs" in config else {}
-    return {"dense_act_fn": _dense_act_fn(config["feed_forward_proj"]), **scaled}
+    tied = config["tie_word_embeddings"]
+    scaled = {"scale_decoder_outputs": tied} if "scale_decoder_outputs" in config else {}
+    # a tied model scales its outputs, which transformers 5 does for T5 only; the two are the same otherwise
+    kind = T5 if tied and config.get("model_type") == "mt5" else {}
+    return {"dense_act_fn": _dense_act_fn(config["feed_forward_proj"]), **scaled, **kind}
 
 
 HUGGING_FACE = HuggingFaceTable(
@@ -314,6 +330,9 @@ DEFAULTS = {
     "eos_token_id": 1,
     "decoder_start_token_id": 0,
 }
+NUMBERS = ("layer_norm_epsilon", "relative_attention_max_distance")
+TOKEN_IDS = ("pad_token_id", "eos_token_id", "decoder_start_token_id")
+T5 = {"architectures": ["T5ForConditionalGeneration"], "model_type": "t5"}
 MT5 = {"architectures": ["MT5ForConditionalGeneration"], "model_type": "mt5"}
 
 
@@ -325,7 +344,8 @@ def preset(feed_forward_proj: str, **identity: Any) -> Preset:
 
 FAMILY = Family(
     name="t5",
-    architectures=("T5ForConditionalGeneration", "MT5ForConditionalGeneration"),
+    # the last is what the first was called in transformers 2
+    architectures=("T5ForConditionalGeneration", "MT5ForConditionalGeneration", "T5WithLMHeadModel"),
     presets={
         "t5": preset("relu"),
         "t5-v1.1": preset("gated-gelu"),
@@ -335,9 +355,11 @@ FAMILY = Family(
         "mt5": preset("gated-gelu", **MT5),
         "byt5": preset("gated-gelu"),
     },
-    identity={"architectures": ["T5ForConditionalGeneration"], "model_type": "t5", "is_encoder_decoder": True},
+    identity={**T5, "is_encoder_decoder": True},
     defaults=DEFAULTS,
     flags=("is_gated_act", "tie_word_embeddings"),
+    token_ids=TOKEN_IDS,
+    numbers=NUMBERS,
     features=features,
     weights=tuple(weights(bias_in_every_layer=False)),
     huggingface=HUGGING_FACE,

@@ -62,6 +62,16 @@ def _read_names(names: Collection[str]) -> Config:
     return stated
 
 
+def _caveat(config: Config) -> str:
+    """transformers 5 forces tie_word_embeddings to be true (models/umt5/configuration_umt5.py, seen in 5.23)."""
+    if config["tie_word_embeddings"]:
+        return ""
+    return (
+        "transformers 5 multiplies the logits of every umT5 by 1/sqrt(d_model), as if it were tied (greedy decoding "
+        "stays the same): set model.config.tie_word_embeddings = False after loading"
+    )
+
+
 def _repeats() -> Iterator[Row]:
     for side, depth in t5.DEPTH.items():
         yield Row(t5.LAYERS_BIAS.format(side=side), (t5.BIAS.format(side=side),), COPY, each=depth)
@@ -75,9 +85,11 @@ FAMILY = Family(
     identity=IDENTITY,
     defaults=t5.DEFAULTS,
     flags=t5.FAMILY.flags,
+    token_ids=t5.TOKEN_IDS,
+    numbers=t5.NUMBERS,
     features=t5.features,
     weights=tuple(t5.weights(bias_in_every_layer=True)),
-    huggingface=replace(t5.HUGGING_FACE, model_types=("umt5",)),
+    huggingface=replace(t5.HUGGING_FACE, model_types=("umt5",), caveat=_caveat),
     t5x=T5XTable(
         marker="encoder.encoder.pre_mlp_layer_norm.scale",
         rows=tuple(_t5x_rows()),

@@ -105,14 +105,16 @@ def locate(path: str) -> tuple[Storage, Format]:
         SourceMissingError: no such path.
         SourceError: nothing recognisable, or several models.
     """
-    storage = folder(path)
+    storage, unfinished = folder(path), ""
     for candidate in _descend(storage):
+        if candidate.is_file(manifest.JOURNAL):
+            unfinished = f" {candidate.path(manifest.PARTS)} is there: an unfinished conversion."
         for form in FORMATS:
             if form.recognises(candidate):
                 return candidate, form
     if lora.recognises(storage):
         raise SourceError(f"{path}: a PEFT adapter alone: give its base model here and the adapter with --lora")
-    raise SourceError(f"{path}: not a checkpoint: expected {'; '.join(form.title for form in FORMATS)}")
+    raise SourceError(f"{path}: not a checkpoint: expected {'; '.join(form.title for form in FORMATS)}.{unfinished}")
 
 
 def locate_manifest(path: str) -> Storage:

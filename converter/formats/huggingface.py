@@ -21,7 +21,7 @@ from converter.checkpoint import Checkpoint, Companions, Source, agreed, with_de
 from converter.errors import Problem, SourceError, SourceMissingError, report
 from converter.families import FAMILIES, preset_named
 from converter.families.base import Config, Family, Repeat, Row, expand, read_rows, require_dims
-from converter.formats import safetensors, shards
+from converter.formats import lora, safetensors, shards
 from converter.plan import OutputFile, Segment
 from converter.storage import Storage, open_storage
 from converter.tensor import DTYPES, LazyTensor
@@ -30,6 +30,7 @@ NAME = "huggingface"
 CONFIG = "config.json"
 GENERATION = "generation_config.json"
 JSON_BYTES = 16 << 20  # a config.json has some kilobytes
+COMPANION_BYTES = 64 << 20  # they are held in memory; the largest tokenizer.json in use has 40 MB
 # A shard has at most this size, so that several can be written, and loaded, at the same time.
 SHARD_BYTES = 2 * 10**9
 # The files of a tokenizer: what transformers' `save_pretrained` writes and its loaders look for.
@@ -74,8 +75,9 @@ def open(uri: str, model: str | None = None) -> Checkpoint:
     stated = load_json(text, storage.path(CONFIG))
     family = _family(stated, storage)
     table = family.huggingface
+    stored = shards.read(storage)
     try:
-        statements = [(CONFIG, table.read_config(stated))]
+        statements = [(CONFIG, table.read_config(stated, stored.tensors))]
     except ValueError as error:
         raise SourceError(f"{storage.path(CONFIG)}: {error}") from error
     if model is not None:
@@ -88,13 +90,13 @@ def open(uri: str, model: str | None = None) -> Checkpoint:
     values = {key: value for key, value in agreed(statements, str(storage)).items() if not _unset(key, value, family)}
     config, assumed = with_defaults(family, values)
 
-    stored = shards.read(storage)
     tensors, repeats = _canonical(family, config, stated, stored.tensors)
     require_dims(family, config, len(tensors), str(storage))
     rows = expand([_row(weight) for weight in family.weights], config, family.features(config))
     opened = read_rows(family, rows, config, tensors, str(storage))
     _check_dtypes(opened.tensors, storage)
     digest = hashlib.sha256(text + b"\0" + stored.digest).hexdigest()
+    beside = companions(storage, (GENERATION, *TOKENIZER))
     return Checkpoint(
         family,
         config,
@@ -103,8 +105,9 @@ def open(uri: str, model: str | None = None) -> Checkpoint:
         f"Hugging Face model, {stored.description}",
         derived=repeats,
         assumed=assumed,
-        stamp=storage.stamp(""),
-        companions=(companions(storage, (GENERATION, *TOKENIZER)),),
+        stamp=storage.stamp((CONFIG, *stored.files, *beside.names)),
+        companions=(beside,),
+        adapters=(str(storage),) if lora.recognises(storage) else (),
     )
 
 
@@ -187,8 +190,17 @@ def _check_dtypes(tensors: Mapping[str, LazyTensor], storage: Storage) -> None:
 
 
 def companions(storage: Storage, names: tuple[str, ...]) -> Companions:
-    """Those of the files that are there."""
+    """Those of the files that are there.
+
+    Raises:
+        SourceError: one of them is too large to be what its name says.
+    """
     there = storage.files()
+    for name in names:
+        if there.get(name, 0) > COMPANION_BYTES:
+            raise SourceError(
+                f"{storage.path(name)}: expected at most {COMPANION_BYTES:,} bytes, found {there[name]:,}"
+            )
     return Companions(storage, {name: name for name in names if name in there})
 
 

@@ -39,6 +39,7 @@ class Stored:
     """
 
     tensors: dict[str, LazyTensor]
+    files: tuple[str, ...]
     digest: bytes
     description: str
 
@@ -74,7 +75,7 @@ def read(storage: Storage, stem: str = "model") -> Stored:
         name = _single(kind, stem)
         if name in files:
             tensors, header = READERS[kind](storage, name, files[name])
-            return Stored(tensors, _digest({name: files[name]}, [header]), name)
+            return Stored(tensors, (name,), _digest({name: files[name]}, [header]), name)
         if name + INDEX in files:
             return _read_shards(storage, files, kind, stem)
     for kind in READERS:
@@ -123,6 +124,7 @@ def _read_shards(storage: Storage, files: Mapping[str, int], kind: str, stem: st
         raise SourceError("\n".join(damaged))
     return Stored(
         {name: tensor for tensors, _ in shards.values() for name, tensor in tensors.items()},
+        (index, *present),
         _digest({shard: files[shard] for shard in present}, [text, *(header for _, header in shards.values())]),
         f"{len(shards)} shards of {kind[1:]}",
     )

@@ -23,6 +23,8 @@ from converter.tensor import in_memory
 
 INDEX = "checkpoint"
 VERSION = 3  # of the container; older ones differ only in how bfloat16 is kept, see `zarr.element_type`
+MAX_ENTRIES = 1_000_000  # of all maps and lists in an index together; T5X needs about 25 for each array
+MAX_LENGTH = 100_000  # of one of them
 CHUNKED = "__msgpack_chunked_array__"  # flax splits arrays in the index above 1 GiB
 
 
@@ -60,7 +62,7 @@ def _target(data: bytes, storage: Storage) -> dict[str, Any]:
 
     where = storage.path(INDEX)
     try:
-        index = msgpack.unpackb(data, strict_map_key=False)  # arrays stay as they are: the optimizer's are not ours
+        index = _unpacked(data)
         version, target = index["version"], index["optimizer"]["target"]
     except (ValueError, LookupError, TypeError, msgpack.UnpackException) as error:
         reason = f"{type(error).__name__}: {error}"
@@ -75,6 +77,27 @@ def _target(data: bytes, storage: Storage) -> dict[str, Any]:
             reason = f"{type(error).__name__}: {error}"
             raise SourceError(f"{where}: target.{name}: expected an array of flax, found: {reason}") from error
     return leaves
+
+
+def _unpacked(data: bytes) -> Any:
+    """The index, with arrays as they are: the optimizer's are not ours.
+
+    Raises:
+        ValueError: a byte of it is enough for an empty map, so maps and lists are counted before they fill the memory.
+    """
+    import msgpack
+
+    entries = 0
+
+    def counted(container: Any) -> Any:
+        nonlocal entries
+        entries += 1 + len(container)
+        if entries > MAX_ENTRIES:
+            raise ValueError(f"more than {MAX_ENTRIES:,} entries")
+        return container
+
+    limits = {"max_array_len": MAX_LENGTH, "max_map_len": MAX_LENGTH}
+    return msgpack.unpackb(data, strict_map_key=False, object_hook=counted, list_hook=counted, **limits)
 
 
 def _leaves(tree: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:

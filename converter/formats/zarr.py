@@ -59,6 +59,9 @@ class Arrays:
     filled: dict[str, int] = field(default_factory=dict)
 
 
+ROOMY, SMALL = 16, 1 << 16  # a chunk may exceed its array so many times, or have so many bytes whatever the array
+
+
 def arrays(names: Collection[str], place: Place, index: str, known: Collection[str], prefix: str) -> Arrays:
     """The arrays `names` of an index; those there below `prefix` that it does not know are problems, too."""
     chunks: dict[str, dict[str, int]] = {}
@@ -95,6 +98,10 @@ def _array(found: Arrays, name: str, metadata: bytes, chunks: Mapping[str, int],
         found.problems.append(Problem(name, "zarr v2 metadata as T5X writes it", got, source=f"{where}/{METADATA}"))
         return
     chunk_bytes = math.prod(grain) * spec.dtype.itemsize
+    if chunk_bytes > max(ROOMY * spec.nbytes, SMALL):  # memory for it would be taken before its first byte is read
+        got = f"chunks of {list(grain)}"
+        found.problems.append(Problem(name, f"chunks that fit {spec}", got, source=f"{where}/{METADATA}"))
+        return
     grid = [-(-size // unit) for size, unit in zip(shape, grain, strict=True)]
     wanted, there = math.prod(grid), len(chunks) - 1  # .zarray is no chunk
     if wanted > there + LISTED_PROBLEMS:  # too many to name each, and perhaps too many to count in a lifetime
@@ -113,6 +120,9 @@ def _array(found: Arrays, name: str, metadata: bytes, chunks: Mapping[str, int],
             found.problems.append(Problem(name, f"chunk {chunk}", "not there", "zarr reads it as zeros", where))
         elif size == 0 or (compressor is None and size != chunk_bytes):
             expected = f"chunk {chunk} of {chunk_bytes} bytes" if compressor is None else f"chunk {chunk}"
+            found.problems.append(Problem(name, expected, f"{size} bytes", source=where))
+        elif size > chunk_bytes + chunk_bytes // 8 + SMALL:  # what is packed becomes no longer, unless it is no chunk
+            expected = f"chunk {chunk} of at most {chunk_bytes} bytes, packed"
             found.problems.append(Problem(name, expected, f"{size} bytes", source=where))
     found.tensors[name] = leaf(spec, name, grain, _reader(name, place))
 
@@ -160,5 +170,7 @@ def tensorstore_error(error: Exception, where: str) -> FtconvertError:
     if status in UNREACHABLE:
         return IncompleteError(f"{where}: cannot be reached. Run the same command again; it goes on.\n  {text}")
     if status in FORBIDDEN:
-        return SourceMissingError(f"{where}: may not be read. A bucket needs roles/storage.objectViewer, and a login.\n  {text}")
+        return SourceMissingError(
+            f"{where}: may not be read. A bucket needs roles/storage.objectViewer, and a login.\n  {text}"
+        )
     return SourceError(f"{where}: cannot be decoded; the file is damaged. Copy or save it again.\n  {text}")

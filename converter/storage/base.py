@@ -64,8 +64,8 @@ class Storage(Target, Protocol):
     def folders(self) -> list[str]:
         """Names of the folders directly below, sorted."""
 
-    def stamp(self, prefix: str) -> str:
-        """Digest over the files whose names begin with `prefix`: changes when one of them is written again."""
+    def stamp(self, prefixes: str | tuple[str, ...]) -> str:
+        """Digest over the files whose names begin with one of these: changes when one of them is written again."""
 
     def checksum(self, name: str) -> str:
         """crc32c of a file, 8 hex digits."""

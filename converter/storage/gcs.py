@@ -163,11 +163,11 @@ class BucketStorage:
         """Every object below the folder: name -> bytes. Empty where there is none."""
         return {name: blob.size for name, blob in self._listed().items()}
 
-    def stamp(self, prefix: str) -> str:
+    def stamp(self, prefixes: str | tuple[str, ...]) -> str:
         """Digest of names, sizes and generations: changes when an object is written again."""
         digest = hashlib.sha256()
         for name, blob in sorted(self._listed().items()):
-            if name.startswith(prefix):
+            if name.startswith(prefixes):
                 digest.update(f"{name}\0{blob.size}\0{blob.generation}\n".encode())
         return digest.hexdigest()
 

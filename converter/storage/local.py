@@ -68,11 +68,11 @@ class LocalStorage:
                 found[path.relative_to(self.root).as_posix()] = path.stat().st_size if os.path.exists(path) else 0
         return found
 
-    def stamp(self, prefix: str) -> str:
+    def stamp(self, prefixes: str | tuple[str, ...]) -> str:
         """Digest of names, sizes and modification times of files: changes when one of them is written again."""
         digest = hashlib.sha256()
         for name, size in sorted(self.files().items()):
-            if name.startswith(prefix):
+            if name.startswith(prefixes):
                 digest.update(f"{name}\0{size}\0{(self.root / name).stat().st_mtime_ns}\n".encode())
         return digest.hexdigest()
 

@@ -197,6 +197,35 @@ def test_another_adapter_is_another_source(golden: Callable[[str], Path], tmp_pa
     result = ftconvert("verify", out, "--source", case / "base")
     assert result.exit_code == 1
     assert "model.safetensors" in result.stderr
+    other.rename(tmp_path / "moved")
+    refused(66, "verify", out, "--source", case / "base")
+    assert ftconvert("verify", out, "--source", case / "base", "--lora", case / "adapter").exit_code == 0
+
+
+def test_a_model_and_an_adapter_in_one_folder(golden: Callable[[str], Path], tmp_path: Path) -> None:
+    """transformers loads both; the weights alone would be another model."""
+    case, both = golden("t5_lora_fp32"), tmp_path / "both"
+    shutil.copytree(case / "base", both)
+    for path in (case / "adapter").glob("adapter_*"):
+        shutil.copy(path, both)
+    assert f"--lora {both}" in refused(65, "hf-to-hf", both, tmp_path / "out")
+    assert json.loads(ftconvert("inspect", both, "--json").stdout)["adapters"] == [str(both)]
+    assert ftconvert("hf-to-hf", both, tmp_path / "out", "--lora", both).exit_code == 0
+    assert ftconvert("hf-to-hf", case / "base", tmp_path / "apart", "--lora", case / "adapter").exit_code == 0
+    assert_same_model(tmp_path / "out", tmp_path / "apart")
+
+
+def test_a_run_that_writes_into_its_source_goes_on(hf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What it wrote is not the source written anew."""
+    source = changed(hf, tmp_path / "source")
+    with monkeypatch.context() as patched:
+        patched.setattr("converter.manifest.encode", lambda manifest: (_ for _ in ()).throw(KeyboardInterrupt()))
+        assert ftconvert("hf-to-ft", source, source / "out").exit_code == 130
+    unfinished = ftconvert("inspect", source / "out" / "source")
+    assert unfinished.exit_code == 65
+    assert "unfinished" in unfinished.stderr
+    result = ftconvert("hf-to-ft", source, source / "out", "--json")
+    assert json.loads(result.stdout)["files_resumed"] == json.loads(result.stdout)["files"]
 
 
 def test_an_adapter_alone_says_what_it_is(golden: Callable[[str], Path], tmp_path: Path) -> None:
@@ -241,6 +270,13 @@ def changed(hf: Path, folder: Path, **config: Any) -> Path:
         ({"is_gated_act": False}, "is_gated_act"),
         ({"num_layers": 3}, "encoder.block.2"),
         ({"num_layers": "3"}, "num_layers"),
+        ({"eos_token_id": [1, 2]}, "eos_token_id"),
+        ({"eos_token_id": "</s>"}, "eos_token_id"),
+        ({"eos_token_id": 50}, "eos_token_id"),
+        ({"decoder_start_token_id": 10**30}, "decoder_start_token_id"),
+        ({"pad_token_id": True}, "pad_token_id"),
+        ({"layer_norm_epsilon": "x"}, "layer_norm_epsilon"),
+        ({"tie_word_embeddings": "yes"}, "tie_word_embeddings"),
         ({"num_layers": 10**9}, "num_layers"),
         ({"d_model": None}, "d_model"),
         ({"tie_word_embeddings": False, "scale_decoder_outputs": None}, "lm_head.weight"),
@@ -266,6 +302,24 @@ def test_a_config_that_is_none(hf: Path, tmp_path: Path, text: bytes) -> None:
     bad = changed(hf, tmp_path / "bad")
     (bad / "config.json").write_bytes(text)
     assert "config.json" in refused(65, "hf-to-ft", bad, tmp_path / "out")
+
+
+def test_a_class_of_an_older_name(hf: Path, tmp_path: Path) -> None:
+    assert_same_model(hf, changed(hf, tmp_path / "old", architectures=["T5WithLMHeadModel"]))
+
+
+def test_several_end_tokens_are_one_too_many_for_fastertransformer_only(hf: Path, tmp_path: Path) -> None:
+    two = changed(hf, tmp_path / "two", eos_token_id=[1, 2])
+    assert ftconvert("hf-to-hf", two, tmp_path / "out").exit_code == 0
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["eos_token_id"] == [1, 2]
+
+
+def test_a_tokenizer_that_is_none(hf: Path, tmp_path: Path) -> None:
+    """It is held in memory, so its size is looked at first."""
+    bad = changed(hf, tmp_path / "bad")
+    with open(bad / "tokenizer.json", "wb") as file:
+        file.truncate(3 << 30)
+    assert "tokenizer.json" in refused(65, "hf-to-hf", bad, tmp_path / "out")
 
 
 def test_the_wrong_pair_is_named(hf: Path, source: Path, tmp_path: Path) -> None:
@@ -370,26 +424,45 @@ def test_elements_that_are_no_weights_are_refused(hf: Path, tmp_path: Path) -> N
     assert "int8" in message
 
 
-@pytest.mark.parametrize("untied", [False, True])
-def test_what_transformers_saves_is_understood(tmp_path: Path, untied: bool) -> None:
-    """In both of its formats; transformers 5 marks an untied model by `scale_decoder_outputs`."""
+@pytest.mark.parametrize("own_head", [False, True])
+@pytest.mark.parametrize("stated", [False, True], ids=["untied", "tied"])
+@pytest.mark.parametrize("kind", ["T5", "MT5", "UMT5"])
+def test_what_transformers_saves_is_understood(tmp_path: Path, kind: str, stated: bool, own_head: bool) -> None:
+    """In both of its formats. transformers 5 marks an untied T5 by `scale_decoder_outputs`, and the others not at all."""
     import torch
     import transformers
 
     torch.manual_seed(0)
-    config = transformers.T5Config(
+    config = getattr(transformers, f"{kind}Config")(
         vocab_size=40, d_model=12, d_kv=6, d_ff=20, num_layers=2, num_decoder_layers=3, num_heads=4,
-        feed_forward_proj="gated-gelu", tie_word_embeddings=not untied,
+        feed_forward_proj="gated-gelu", tie_word_embeddings=stated,
     )  # fmt: skip
-    model = transformers.T5ForConditionalGeneration(config).eval()
+    kind_of_model = getattr(transformers, f"{kind}ForConditionalGeneration")
+    model = kind_of_model(config).eval()
+    if own_head:
+        if kind == "T5" and stated:
+            pytest.skip("scaled, with a head of its own: refused, see test_tied_weights_that_differ_are_refused")
+        model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight * 2 + 1)
     model.save_pretrained(tmp_path / "saved", max_shard_size="5KB")
-    assert ftconvert("hf-to-hf", tmp_path / "saved", tmp_path / "out").exit_code == 0
-    again = transformers.T5ForConditionalGeneration.from_pretrained(tmp_path / "out").eval()
+    result = ftconvert("hf-to-hf", tmp_path / "saved", tmp_path / "out")
+    assert result.exit_code == 0, result.stderr
+    again = transformers.AutoModelForSeq2SeqLM.from_pretrained(tmp_path / "out").eval()
+    if kind == "UMT5":
+        assert ("tie_word_embeddings = False" in result.stderr) == own_head
     ids = torch.arange(2, 12)[None]
     with torch.inference_mode():
         expected, got = (one(input_ids=ids, decoder_input_ids=ids).logits for one in (model, again))
     assert torch.equal(expected, got)
     state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    if kind == "UMT5" and not own_head:
+        del state["lm_head.weight"]  # its presence is all that tells the two kinds apart
+    if kind != "UMT5":  # and T5X's and FasterTransformer's way of scaling is the same one
+        ft = ftconvert("hf-to-ft", tmp_path / "saved", tmp_path / "ft", "--layout", "weights")
+        assert ft.exit_code == 0, ft.stderr
+        assert ftconvert("ft-to-hf", tmp_path / "ft", tmp_path / "back").exit_code == 0
+        back = transformers.AutoModelForSeq2SeqLM.from_pretrained(tmp_path / "back").eval()
+        with torch.inference_mode():
+            assert torch.equal(expected, back(input_ids=ids, decoder_input_ids=ids).logits)
     old = tmp_path / "old"
     shutil.copytree(tmp_path / "saved", old, ignore=shutil.ignore_patterns("*.safetensors*"))
     torch.save(state, old / "pytorch_model.bin")

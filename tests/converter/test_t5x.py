@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import shutil
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 
@@ -247,3 +249,38 @@ def test_a_path_may_go_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     result = ftconvert("jax-to-ft", "../t5x", "../out", "--model", "ul2")
     assert result.exit_code == 0, result.stderr
     assert ftconvert("verify", "../out", "--source", "../here/../t5x").exit_code == 0
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"\xdd" + (10**7).to_bytes(4, "big") + b"\x80" * 10**7,
+        b"\xdc\x03\xe8" + (b"\xdc\xff\xff" + b"\x01" * 65535) * 150,
+        b"\xdf\x7f\xff\xff\xff",
+    ],
+    ids=["maps", "lists", "lying"],
+)
+def test_an_index_that_would_fill_the_memory(tmp_path: Path, data: bytes) -> None:
+    (tmp_path / "t5x" / "checkpoint_1").mkdir(parents=True)
+    (tmp_path / "t5x" / "checkpoint_1" / "checkpoint").write_bytes(data)
+    tracemalloc.start()
+    message = refused(65, "jax-to-ft", tmp_path / "t5x", tmp_path / "out", "--model", "ul2")
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert "msgpack" in message
+    assert peak < 8 * len(data) + (32 << 20)
+
+
+@pytest.mark.parametrize("size", [50_000, 500_000_000])
+def test_chunks_that_would_fill_the_memory(tmp_path: Path, size: int) -> None:
+    base = tiny.t5x_checkpoint(tmp_path / "t5x")
+    path = base / "checkpoint_1000" / "target.token_embedder.embedding" / ".zarray"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "chunks": [50, size]}))
+    assert "chunks" in refused(65, "jax-to-ft", base, tmp_path / "out", "--model", "ul2")
+
+
+def test_a_chunk_that_unpacks_to_far_more(tmp_path: Path) -> None:
+    base = tiny.t5x_checkpoint(tmp_path / "t5x")
+    chunk = base / "checkpoint_1000" / "target.encoder.encoder_norm.scale" / "0"
+    chunk.write_bytes(gzip.compress(bytes(100 << 20)))
+    assert "encoder_norm" in refused(65, "jax-to-ft", base, tmp_path / "out", "--model", "ul2")
