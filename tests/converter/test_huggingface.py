@@ -215,15 +215,18 @@ def test_a_model_and_an_adapter_in_one_folder(golden: Callable[[str], Path], tmp
     assert_same_model(tmp_path / "out", tmp_path / "apart")
 
 
+def test_an_unfinished_conversion_is_called_one(tmp_path: Path) -> None:
+    (tmp_path / "out" / ".parts").mkdir(parents=True)
+    (tmp_path / "out" / ".parts" / "0-of-1.jsonl").write_text("{}\n")
+    assert "unfinished conversion" in refused(65, "inspect", tmp_path / "out")
+
+
 def test_a_run_that_writes_into_its_source_goes_on(hf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What it wrote is not the source written anew."""
     source = changed(hf, tmp_path / "source")
     with monkeypatch.context() as patched:
         patched.setattr("converter.manifest.encode", lambda manifest: (_ for _ in ()).throw(KeyboardInterrupt()))
         assert ftconvert("hf-to-ft", source, source / "out").exit_code == 130
-    unfinished = ftconvert("inspect", source / "out" / "source")
-    assert unfinished.exit_code == 65
-    assert "unfinished" in unfinished.stderr
     result = ftconvert("hf-to-ft", source, source / "out", "--json")
     assert json.loads(result.stdout)["files_resumed"] == json.loads(result.stdout)["files"]
 
@@ -428,7 +431,7 @@ def test_elements_that_are_no_weights_are_refused(hf: Path, tmp_path: Path) -> N
 @pytest.mark.parametrize("stated", [False, True], ids=["untied", "tied"])
 @pytest.mark.parametrize("kind", ["T5", "MT5", "UMT5"])
 def test_what_transformers_saves_is_understood(tmp_path: Path, kind: str, stated: bool, own_head: bool) -> None:
-    """In both of its formats. transformers 5 marks an untied T5 by `scale_decoder_outputs`, and the others not at all."""
+    """In both of its formats. transformers 5 marks an untied T5 by `scale_decoder_outputs`, the others not at all."""
     import torch
     import transformers
 
