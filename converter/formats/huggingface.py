@@ -22,6 +22,7 @@ from converter.errors import Problem, SourceError, SourceMissingError, report
 from converter.families import FAMILIES, preset_named
 from converter.families.base import Config, Family, Repeat, Row, expand, read_rows, require_dims
 from converter.formats import lora, safetensors, shards
+from converter.formats.safetensors import load_json
 from converter.plan import OutputFile, Segment
 from converter.storage import Storage, open_storage
 from converter.tensor import DTYPES, LazyTensor
@@ -29,7 +30,6 @@ from converter.tensor import DTYPES, LazyTensor
 NAME = "huggingface"
 CONFIG = "config.json"
 GENERATION = "generation_config.json"
-JSON_BYTES = 16 << 20  # a config.json has some kilobytes
 COMPANION_BYTES = 64 << 20  # they are held in memory; the largest tokenizer.json in use has 40 MB
 # A shard has at most this size, so that several can be written, and loaded, at the same time.
 SHARD_BYTES = 2 * 10**9
@@ -71,8 +71,9 @@ def open(uri: str, model: str | None = None) -> Checkpoint:
         SourceError: a kind of model that is not known, or damaged: names everything that is missing or too much.
     """
     storage = open_storage(uri)
-    text = storage.read(CONFIG)
-    stated = load_json(text, storage.path(CONFIG))
+    beside = companions(storage, (GENERATION, *TOKENIZER))
+    text = companions(storage, (CONFIG,)).read()[CONFIG]
+    stated = load_json(text, storage.path(CONFIG), "the config of a model")
     family = _family(stated, storage)
     table = family.huggingface
     stored = shards.read(storage)
@@ -96,7 +97,6 @@ def open(uri: str, model: str | None = None) -> Checkpoint:
     opened = read_rows(family, rows, config, tensors, str(storage))
     _check_dtypes(opened.tensors, storage)
     digest = hashlib.sha256(text + b"\0" + stored.digest).hexdigest()
-    beside = companions(storage, (GENERATION, *TOKENIZER))
     return Checkpoint(
         family,
         config,
@@ -109,23 +109,6 @@ def open(uri: str, model: str | None = None) -> Checkpoint:
         companions=(beside,),
         adapters=(str(storage),) if lora.recognises(storage) else (),
     )
-
-
-def load_json(text: bytes, where: str) -> dict[str, Any]:
-    """A JSON object.
-
-    Raises:
-        SourceError: it is something else.
-    """
-    try:
-        if len(text) > JSON_BYTES:
-            raise ValueError(f"{len(text)} bytes")
-        found = json.loads(text)
-        if not isinstance(found, dict):
-            raise TypeError(type(found).__name__)
-    except (ValueError, TypeError, RecursionError) as error:
-        raise SourceError(f"{where}: expected a JSON object, found {type(error).__name__}: {error}") from error
-    return found
 
 
 def _family(stated: Config, storage: Storage) -> Family:

@@ -10,16 +10,12 @@ The tensors say what was adapted; the config says how they are scaled, and is he
 tensors on its way still loads in PEFT, with a warning. Refused is everything that a sum of two matrices cannot hold,
 and everything that was trained on a base that is not the one given.
 
-Source of the facts: huggingface/peft 0.21: tuners/lora/{config,layer,model}.py, tuners/tuners_utils.py
-(check_target_module_exists), utils/other.py (get_pattern_key), utils/save_and_load.py.
+Source of the facts: huggingface/peft 0.21: tuners/lora/{layer,model}.py, utils/save_and_load.py.
 """
 
 from __future__ import annotations
 
 import hashlib
-import math
-import re
-import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import accumulate
@@ -31,6 +27,7 @@ from converter import ops
 from converter.checkpoint import Checkpoint
 from converter.errors import Problem, SourceError, SourceMissingError, report
 from converter.families.base import Tensors
+from converter.formats.lora_config import MEND, Patterns, Settings, of_module, settings_of, short, targeted
 from converter.formats.safetensors import load_json, shown
 from converter.formats.shards import READERS
 from converter.storage import Storage
@@ -50,39 +47,7 @@ EMBEDDING = ("lora_embedding_A", "lora_embedding_B")
 # Drop this, then add that: an adapter trained on the bare model (GPT2Model), or on one inside another module.
 RENAMINGS = (("", ""), ("", "transformer."), ("", "model."), ("transformer.", ""), ("model.", ""))
 
-# Settings that change what the tensors mean, and why they are refused where they are set.
-REFUSED = {
-    "use_dora": "DoRA: the merged columns are scaled by a trained magnitude",
-    "use_qalora": "QALoRA: its A is of pooled inputs of a quantized model",
-    "use_bdlora": "BD-LoRA: its factors are block-diagonal and stored in another shape",
-    "lora_bias": "the product has a trained bias, which only PEFT's own layer can add",
-    "layer_replication": "the adapter is for a model whose layers were repeated",
-    "target_parameters": "it adapts parameters, not modules (experts kept in one tensor)",
-    "trainable_token_indices": "rows of the embedding were trained instead of the whole",
-    "megatron_config": "it was trained on Megatron's parallel layers",
-    "alora_invocation_tokens": "aLoRA adapts only the tokens after its invocation: it cannot be merged",
-    "arrow_config": "Arrow chooses between adapters for every token: it cannot be merged",
-    "kasa_config": "KaSA: the base was truncated before training, and a diagonal was trained between A and B",
-    "monteclora_config": "Monteclora: the weights are sampled",
-    "velora_config": "VeLoRA: keeps buffers that this version does not know",
-}
-# Settings that look like such and are none: they concern only how A and B began, or how the adapter is loaded.
-HARMLESS = ("use_rslora", "eva_config", "loftq_config", "corda_config", "lora_ga_config", "runtime_config")
-# Beginnings that leave the base alone (layer.py: LoraLayer.update_layer) ...
-BEGINNINGS = ("gaussian", "eva", "orthogonal", "mica")
-# ... and those that subtract from it what the adapter begins with: merged into the original base, it counts twice.
-CHANGED_BASE = ("pissa", "corda", "olora", "loftq", "lora_ga")
-
-ANY_LAYER = re.compile(r"\.[^.]*\.(\d+)(?=\.)")  # what stands for layers_pattern where there is none
-
 MAX_CONFIG = 1 << 24  # bytes
-MAX_ENTRIES = 10_000  # of a list or a mapping in the config
-MAX_PATTERN = 1000  # characters
-MAX_REPEATS = 1_000_000  # counts of a pattern, multiplied: `regex` writes repetitions out before it matches
-PATTERN_SECONDS = 1  # for one pattern and one name; together they get `PATTERNS_SECONDS`
-PATTERNS_SECONDS = 10
-
-MEND = "Save the adapter again with PEFT, or merge it there (merge_and_unload) and convert the merged model."
 
 
 def recognises(storage: Storage) -> bool:
@@ -137,265 +102,6 @@ def describe(adapter: Storage) -> dict[str, Any]:
     }
 
 
-# -------------------------------------------------------------------------------------------------------------- config
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What adapter_config.json says, checked for its types; names as PEFT has them where it matters.
-
-    Attributes:
-        targets: names, one pattern, or None where the config leaves it to PEFT.
-        layers: the layers that are adapted; None: all.
-        saved: modules_to_save.
-    """
-
-    r: int
-    alpha: float
-    rank_pattern: Mapping[str, int]
-    alpha_pattern: Mapping[str, float]
-    use_rslora: bool
-    fan_in_fan_out: bool
-    bias: str
-    targets: tuple[str, ...] | str | None
-    excluded: tuple[str, ...] | str | None
-    layers: frozenset[int] | None
-    layers_pattern: tuple[str, ...]
-    saved: tuple[str, ...]
-    base: str
-
-    def scaling(self, alpha: float, rank: int) -> float:
-        """What B @ A is multiplied by."""
-        return alpha / math.sqrt(rank) if self.use_rslora else alpha / rank
-
-
-class _Reader:
-    """Values of a config from outside: what has the wrong type becomes a problem and the default."""
-
-    def __init__(self, config: Mapping[str, Any], where: str) -> None:
-        self.config, self.where = config, where
-        self.problems: list[Problem] = []
-
-    def wrong(self, key: str, expected: str, value: Any) -> None:
-        self.problems.append(Problem(key, expected, _short(value), source=self.where))
-
-    def flag(self, key: str) -> bool:
-        value = self.config.get(key)
-        if value is not None and not isinstance(value, bool):
-            self.wrong(key, "true or false", value)
-        return value is True
-
-    def text(self, key: str, default: str = "") -> str:
-        value = self.config.get(key)
-        if value is not None and not isinstance(value, str):
-            self.wrong(key, "a text", value)
-        return value if isinstance(value, str) else default
-
-    def rank(self, key: str, value: Any) -> int:
-        if type(value) is int and value > 0:  # true is an int, too
-            return value
-        self.wrong(key, "a positive whole number", value)
-        return 1
-
-    def number(self, key: str, value: Any) -> float:
-        if type(value) in (int, float):
-            try:
-                if math.isfinite(value):
-                    return float(value)
-            except OverflowError:
-                pass
-        self.wrong(key, "a finite number", value)
-        return 1.0
-
-    def names(self, key: str) -> tuple[str, ...]:
-        value = self.config.get(key)
-        found = [] if value is None else value
-        if isinstance(found, list) and len(found) <= MAX_ENTRIES and all(isinstance(one, str) for one in found):
-            return tuple(found)
-        self.wrong(key, f"a list of at most {MAX_ENTRIES} names", value)
-        return ()
-
-    def names_or_pattern(self, key: str) -> tuple[str, ...] | str | None:
-        value = self.config.get(key)
-        return value if value is None or isinstance(value, str) else self.names(key)
-
-    def mapping(self, key: str) -> dict[str, Any]:
-        value = self.config.get(key)
-        found = {} if value is None else value
-        if isinstance(found, dict) and len(found) <= MAX_ENTRIES:
-            return found
-        self.wrong(key, f"a mapping of at most {MAX_ENTRIES} names", value)
-        return {}
-
-    def layers(self, key: str) -> frozenset[int] | None:
-        value = self.config.get(key)
-        found = [] if value is None else value if isinstance(value, list) else [value]
-        if len(found) <= MAX_ENTRIES and all(type(one) is int for one in found):
-            return frozenset(found) or None  # an empty list chooses nothing in PEFT, so all of them
-        self.wrong(key, f"a layer or a list of at most {MAX_ENTRIES}", value)
-        return None
-
-
-def _short(value: Any) -> str:
-    """A value from outside, fit for a message."""
-    try:
-        text = repr(value)
-    except (ValueError, RecursionError):  # a number of more than 4300 digits
-        text = type(value).__name__
-    return text if len(text) <= 80 else f"{text[:76]}..."
-
-
-def _settings(config: Mapping[str, Any], where: str, refuse: bool) -> Settings:
-    """Raises SourceError that names every value that makes no sense, and every setting that cannot be merged."""
-    read = _Reader(config, where)
-    pattern = config.get("layers_pattern")
-    settings = Settings(
-        r=read.rank("r", config.get("r", 8)),
-        alpha=read.number("lora_alpha", config.get("lora_alpha", 8)),
-        rank_pattern={
-            key: read.rank(f"rank_pattern {_short(key)}", value) for key, value in read.mapping("rank_pattern").items()
-        },
-        alpha_pattern={
-            key: read.number(f"alpha_pattern {_short(key)}", value)
-            for key, value in read.mapping("alpha_pattern").items()
-        },
-        use_rslora=read.flag("use_rslora"),
-        fan_in_fan_out=read.flag("fan_in_fan_out"),
-        bias=read.text("bias", "none"),
-        targets=read.names_or_pattern("target_modules"),
-        excluded=read.names_or_pattern("exclude_modules") or None,
-        layers=read.layers("layers_to_transform"),
-        layers_pattern=((pattern,) if pattern else ()) if isinstance(pattern, str) else read.names("layers_pattern"),
-        saved=read.names("modules_to_save"),
-        base=read.text("base_model_name_or_path"),
-    )
-    if settings.bias not in ("none", "all", "lora_only"):
-        read.wrong("bias", "none, all or lora_only", settings.bias)
-    if config.get("peft_type") != "LORA":
-        read.wrong("peft_type", "'LORA'", config.get("peft_type"))
-    problems = read.problems + (list(_refused(config, where)) if refuse else [])
-    if problems:
-        raise SourceError(report(f"{where}: cannot be merged", problems, MEND))
-    return settings
-
-
-def _refused(config: Mapping[str, Any], where: str) -> Iterator[Problem]:
-    """Settings with which W + (B @ A) * scaling is not the model that was trained."""
-    for key, value in config.items():
-        if not value or key in HARMLESS:
-            continue
-        why = REFUSED.get(key)
-        if why is None and (key.startswith("use_") or key.endswith("_config")):
-            why = "a setting that this version does not know: it may change what the tensors mean"
-        if why is not None:
-            yield Problem(shown(key), "not set", _short(value), why, where)
-    begun = config.get("init_lora_weights")
-    if begun is None or isinstance(begun, bool) or (isinstance(begun, str) and begun.lower() in BEGINNINGS):
-        return
-    if isinstance(begun, str) and begun.lower().startswith(CHANGED_BASE):
-        why = (
-            "it was trained on a changed base, so merged into the original it counts twice; PEFT saves it for the "
-            "original with save_pretrained(path_initial_model_for_weight_conversion=...)"
-        )
-    else:
-        why = "this version does not know whether the base was changed"
-    yield Problem("init_lora_weights", f"true, false, {', '.join(BEGINNINGS)}", _short(begun), why, where)
-
-
-class _Patterns:
-    """Patterns of a config, which come from outside: an endless one is a problem, not a command that hangs."""
-
-    def __init__(self, where: str) -> None:
-        self.where = where
-        self.problems: list[Problem] = []
-        self.compiled: dict[str, Any] = {}  # None: did not work
-        self.left = float(PATTERNS_SECONDS)
-
-    def match(self, shape: str, pattern: str, name: str) -> Any:
-        """The match of `name` with the whole of `shape`, a pattern in which `{}` stands for the one from outside."""
-        import regex  # type: ignore[import-untyped]
-
-        key = shape.replace("{}", pattern)
-        if key in self.compiled and self.compiled[key] is None:
-            return None
-        started = time.monotonic()
-        try:
-            if self.left <= 0:
-                raise TimeoutError
-            if key not in self.compiled:
-                self.compiled[key] = self._compile(pattern, key)
-            return self.compiled[key].fullmatch(name, timeout=min(PATTERN_SECONDS, self.left))
-        except TimeoutError:
-            why = f"still at it after {PATTERN_SECONDS} s, or {PATTERNS_SECONDS} s for all of them"
-        except (regex.error, ValueError, OverflowError, RecursionError, MemoryError) as error:
-            why = _short(str(error))
-        finally:
-            self.left -= time.monotonic() - started
-        self.compiled[key] = None
-        self.problems.append(Problem(_short(pattern), "a pattern that matches or does not", why, source=self.where))
-        return None
-
-    def _compile(self, pattern: str, key: str) -> Any:
-        """Raises ValueError for what would take too long already here, where `regex` knows no limit of time."""
-        import regex
-
-        repeats = math.prod(int(count) for count in re.findall(r"\{(\d{1,9})", pattern[:MAX_PATTERN]))
-        if len(pattern) > MAX_PATTERN or repeats > MAX_REPEATS:
-            raise ValueError(f"longer than {MAX_PATTERN} characters, or too many repetitions")
-        return regex.compile(key)
-
-
-def _of_module(values: Mapping[str, Any], default: Any, module: str, patterns: _Patterns) -> Any:
-    """A module's own rank or alpha: the first name or pattern that its name ends with (get_pattern_key)."""
-    for pattern, value in values.items():
-        if patterns.match(r"(.*\.)?({})", pattern, module):
-            return value
-    return values.get(module, default)
-
-
-def _targeted(settings: Settings, module: str, patterns: _Patterns, certain: bool) -> bool:
-    """Whether the config asks for this module to be adapted (check_target_module_exists).
-
-    Which number in a name is the layer's depends on PEFT's version where there are several (T5's `block.0.layer.1`).
-
-    Args:
-        certain: whether every version has to agree, or one is enough.
-    """
-    if _named(settings.excluded, module, patterns) or any(f".{one}." in f".{module}." for one in settings.saved):
-        return False
-    if isinstance(settings.targets, str) and settings.targets.lower() == "all-linear":
-        return not certain  # what is linear only the model's code knows
-    if settings.targets is None:
-        return not certain
-    if not _named(settings.targets, module, patterns):
-        return False
-    if settings.layers is None or isinstance(settings.targets, str):
-        return True
-    layers = _layers(settings, module, patterns)
-    return bool(layers) and (all if certain else any)(layer in settings.layers for layer in layers)
-
-
-def _named(names: tuple[str, ...] | str | None, module: str, patterns: _Patterns) -> bool:
-    """Whether a list has the module's name or an end of it, or a pattern matches the whole."""
-    if not names:
-        return False
-    if isinstance(names, str):
-        return bool(patterns.match("{}", names, module))
-    parts = module.split(".")
-    return not {".".join(parts[start:]) for start in range(len(parts))}.isdisjoint(names)
-
-
-def _layers(settings: Settings, module: str, patterns: _Patterns) -> list[int]:
-    """The numbers in a module's name that may be its layer's, first and last."""
-    if not settings.layers_pattern:
-        found = ANY_LAYER.findall(module)
-    else:
-        shapes = (r"(?:.*?\.)?{}\.(?P<idx>\d+)\..*", r"(?:.*\.)?{}\.(?P<idx>\d+)\..*")
-        matches = [patterns.match(shape, one, module) for one in settings.layers_pattern for shape in shapes]
-        found = [match["idx"] for match in matches if match and match["idx"]]
-    return [int(number) for number in (found[0], found[-1])] if found else []
-
-
 # ------------------------------------------------------------------------------------------------------------- opening
 
 
@@ -429,7 +135,7 @@ def _open(storage: Storage, refuse: bool = True) -> _Adapter:
     if files[CONFIG] > MAX_CONFIG:
         raise SourceError(f"{where}: expected an adapter's config, found {files[CONFIG]} bytes")
     text = storage.read(CONFIG)
-    settings = _settings(load_json(text, where, "an adapter's config"), where, refuse)
+    settings = settings_of(load_json(text, where, "an adapter's config"), where, refuse)
     tensors, header = READERS[weights[weights.rindex(".") :]](storage, weights, files[weights])
     digest = hashlib.sha256(b"\0".join((text, repr((weights, files[weights])).encode(), header))).hexdigest()
     opened = _Adapter(str(storage), settings, tensors, digest=digest)
@@ -505,7 +211,7 @@ class _Merge:
         self.base, self.opened, self.tied = tensors, opened, tied
         self.settings = opened.settings
         self.names = _names(opened, tensors)
-        self.patterns = _Patterns(f"{opened.where}/{CONFIG}")
+        self.patterns = Patterns(f"{opened.where}/{CONFIG}")
         self.problems = list(opened.unknown)
         self.changed: dict[str, str] = {}  # canonical name of what was added to or replaced -> the adapter's name
 
@@ -520,8 +226,8 @@ class _Merge:
         if not turned and not self.opened.saved:
             self.problems.append(Problem("the whole adapter", f"tensors {PREFIX}<module>.lora_A.weight", "none"))
         for module, parts in self.opened.products.items():
-            rank = _of_module(self.settings.rank_pattern, self.settings.r, module, self.patterns)
-            alpha = _of_module(self.settings.alpha_pattern, self.settings.alpha, module, self.patterns)
+            rank = of_module(self.settings.rank_pattern, self.settings.r, module, self.patterns)
+            alpha = of_module(self.settings.alpha_pattern, self.settings.alpha, module, self.patterns)
             if self._mergeable(module, parts, rank, alpha, turned):
                 canonical = self.names.canonical(f"{module}.weight")
                 a, b = (parts[kind] for kind in (LINEAR if "lora_A" in parts else EMBEDDING))
@@ -621,8 +327,8 @@ class _Merge:
             return False
         if parts.keys() not in ({*LINEAR}, {*EMBEDDING}):
             return self._wrong(module, "lora_A and lora_B, or lora_embedding_A and lora_embedding_B", specs)
-        if not _targeted(self.settings, module, self.patterns, certain=False):
-            targets = _short(self.settings.targets)
+        if not targeted(self.settings, module, self.patterns, certain=False):
+            targets = short(self.settings.targets)
             return self._wrong(module, "a module that the config targets", specs, f"target_modules: {targets}")
         if not all(self._typed(f"{module}.{kind}", part) for kind, part in parts.items()):
             return False
@@ -660,10 +366,10 @@ class _Merge:
                 continue
             module, _, kind = name.rpartition(".")
             weight = kind == "weight" and len(tensor.spec.shape) == 2 and canonical not in adapted
-            if weight and _targeted(self.settings, module, self.patterns, certain=True):
-                absent[module] = f"target_modules: {_short(self.settings.targets)}"
+            if weight and targeted(self.settings, module, self.patterns, certain=True):
+                absent[module] = f"target_modules: {short(self.settings.targets)}"
             if self.settings.saved and self._below(name, self.settings.saved):
-                absent[name] = f"modules_to_save: {_short(list(self.settings.saved))}"
+                absent[name] = f"modules_to_save: {short(list(self.settings.saved))}"
             if kind == "bias" and self._trained_bias(canonical, adapted):
                 bias = self.settings.bias
                 absent[name] = f"bias: {bias} (some versions of PEFT did not save it; `none` merges without)"

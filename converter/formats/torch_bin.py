@@ -6,106 +6,42 @@ Since torch 1.6 such a file is a zip archive of stored (not compressed) records,
     <name>/byteorder    `little`; may be missing              the state dict, the list of storage keys
     <name>/data/<key>   the elements of a storage             per key: number of elements (8 bytes), the elements
 
-A pickle is a program, and running it is how such files attack. It is interpreted here by a machine that knows only what
-a state dict takes, and builds nothing but inert values: an import gives the name, a call of one of the six functions
-below gives a description, and everything else is refused by its name. Opening reads the pickle; the elements are read
-when the conversion asks for them.
+The pickle is interpreted, never run, see torch_pickle.py. Opening reads it; the elements are read when the conversion
+asks for them.
 
-Source of the facts: torch/serialization.py, torch/_utils.py, caffe2/serialize/inline_container.cc; pickletools.
+Source of the facts: torch/serialization.py, caffe2/serialize/inline_container.cc.
 """
 
 from __future__ import annotations
 
 import io
-import pickletools
 import struct
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cache
 from typing import Any
-
-import numpy as np
 
 from converter import ops
 from converter.errors import Problem, SourceError, report
 from converter.formats.raw import raw
-from converter.formats.safetensors import check_name, check_shape, shown, stored_dtype
+from converter.formats.safetensors import check_name, check_shape, shown
+from converter.formats.torch_pickle import (
+    AGAIN,
+    DamagedError,
+    PickleError,
+    Stored,
+    Tensor,
+    is_count,
+    kind_of,
+    run,
+)
 from converter.storage import Storage
 from converter.tensor import LazyTensor, TensorSpec
 
 MAX_PICKLE = 64 << 20  # bytes; a state dict of 10,000 tensors takes 2 MB
-MAX_STEPS = 1_000_000  # opcodes, about 30 for each tensor: a second or two
 MAX_DIRECTORY = 8 << 20  # bytes of the archive's list of records, about 100 for each
 BLOCK = 256 << 10  # one request brings the directory, another one the pickle
-
-STORAGES = {
-    "torch.FloatStorage": "float32",
-    "torch.HalfStorage": "float16",
-    "torch.BFloat16Storage": "bfloat16",
-    "torch.DoubleStorage": "float64",
-    "torch.LongStorage": "int64",
-    "torch.IntStorage": "int32",
-    "torch.ShortStorage": "int16",
-    "torch.CharStorage": "int8",
-    "torch.ByteStorage": "uint8",
-    "torch.BoolStorage": "bool",
-    "torch.ComplexFloatStorage": "complex64",
-    "torch.ComplexDoubleStorage": "complex128",
-    "torch.storage.UntypedStorage": "uint8",
-}
-# of tensors in an UntypedStorage; torch has no storage of their own for younger types
-DTYPES = {
-    **{f"torch.{name}": name for name in ("uint16", "uint32", "uint64", "float8_e4m3fn", "float8_e5m2")},
-    **{f"torch.{name}": name for name in ("float8_e8m0fnu", "float8_e4m3fnuz", "float8_e5m2fnuz")},
-    **{f"torch.{name}": name for name in STORAGES.values()},
-}
-UNTYPED = "torch.storage.UntypedStorage"
-CLEAN = "Save the model again as safetensors, on a machine that may run what the file holds."
-AGAIN = "Copy or save the file again."
-
-
-class _PickleError(ValueError):
-    """A file that does more than describe tensors, or is damaged."""
-
-
-class _DamagedError(_PickleError):
-    """A pickle that makes no sense; perhaps only because it goes on."""
-
-    def __init__(self, what: str) -> None:
-        super().__init__(f"a damaged pickle: {what}. {AGAIN}")
-
-
-@dataclass(frozen=True, eq=False)
-class _Global:
-    """What a pickle would import: its name, nothing else."""
-
-    name: str
-
-
-@dataclass(frozen=True, eq=False)
-class _Stored:
-    """A storage: elements in a row, somewhere else in the file."""
-
-    kind: str
-    key: str
-    numel: int
-
-    @property
-    def dtype(self) -> np.dtype[Any]:
-        return stored_dtype(STORAGES[self.kind])
-
-
-@dataclass(frozen=True, eq=False)
-class _Tensor:
-    """A view of a storage; `offset` and `stride` count elements. Not checked yet."""
-
-    stored: _Stored
-    offset: Any
-    size: Any
-    stride: Any
-    dtype: np.dtype[Any]
-
 
 # where a storage's bytes lie: how many there are, and a function that says where they begin
 Located = tuple[int, Callable[[], int]]
@@ -133,7 +69,7 @@ def tensors(storage: Storage, file: str, size: int) -> tuple[dict[str, LazyTenso
         else:
             state, stored, identity = _read_stream(reader)
         named = _state_dict(state)
-    except _PickleError as error:
+    except PickleError as error:
         raise SourceError(f"{where}: expected a state dict of torch, found: {error}") from error
     found: dict[str, LazyTensor] = {}
     views: dict[Any, LazyTensor] = {}
@@ -176,14 +112,14 @@ class _Reader(io.RawIOBase):
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
         self._at = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self.size}[whence]
         if self._at < 0:
-            raise _PickleError(f"a record {-self._at} bytes before the file's begin. {AGAIN}")
+            raise PickleError(f"a record {-self._at} bytes before the file's begin. {AGAIN}")
         return self._at
 
     def read(self, size: int | None = -1) -> bytes:
         left = max(0, self.size - self._at)
         size = left if size is None or size < 0 else min(size, left)
         if size > self.most:
-            raise _PickleError(f"{size} bytes to describe the tensors, more than {self.most}")
+            raise PickleError(f"{size} bytes to describe the tensors, more than {self.most}")
         start, stop = self._at, self._at + size
         self._at = stop
         if size > BLOCK:
@@ -218,24 +154,24 @@ def _read_zip(reader: _Reader) -> tuple[Any, dict[str, Located], bytes]:
             records = _records(archive, reader)
             root = _root(records)
             if f"{root}/constants.pkl" in records:
-                raise _PickleError("a TorchScript program")
+                raise PickleError("a TorchScript program")
             if records[f"{root}/data.pkl"].file_size > MAX_PICKLE:
-                raise _PickleError(f"data.pkl of {records[f'{root}/data.pkl'].file_size} bytes, more than {MAX_PICKLE}")
+                raise PickleError(f"data.pkl of {records[f'{root}/data.pkl'].file_size} bytes, more than {MAX_PICKLE}")
             program = archive.read(f"{root}/data.pkl")  # zipfile compares the checksum
             order = records.get(f"{root}/byteorder")
             if order is not None and (order.file_size > 16 or archive.read(order) != b"little"):
-                raise _PickleError("elements that are not little-endian, as byteorder says")
-    except _PickleError:
+                raise PickleError("elements that are not little-endian, as byteorder says")
+    except PickleError:
         raise
     except DAMAGES as error:
-        raise _PickleError(f"a damaged zip archive: {str(error)[:200]}. {AGAIN}") from error
+        raise PickleError(f"a damaged zip archive: {str(error)[:200]}. {AGAIN}") from error
     stored = {
         name.removeprefix(f"{root}/data/"): (info.file_size, _zip_offset(reader, info))
         for name, info in records.items()
         if name.startswith(f"{root}/data/")
     }
     listed = repr(sorted((name, info.file_size, info.CRC) for name, info in records.items()))
-    return _run(io.BytesIO(program)), stored, program + listed.encode(errors="replace")
+    return run(io.BytesIO(program)), stored, program + listed.encode(errors="replace")
 
 
 def _records(archive: zipfile.ZipFile, reader: _Reader) -> dict[str, zipfile.ZipInfo]:
@@ -244,11 +180,11 @@ def _records(archive: zipfile.ZipFile, reader: _Reader) -> dict[str, zipfile.Zip
     for info in archive.infolist():
         name = shown(info.filename)
         if info.filename in records:
-            raise _PickleError(f"two records {name}. {AGAIN}")
+            raise PickleError(f"two records {name}. {AGAIN}")
         if info.compress_type != zipfile.ZIP_STORED or info.file_size != info.compress_size or info.flag_bits & 1:
-            raise _PickleError(f"record {name} compressed or encrypted, which torch never does")
+            raise PickleError(f"record {name} compressed or encrypted, which torch never does")
         if info.header_offset < 0 or info.header_offset + LOCAL.size + info.file_size > reader.size:
-            raise _PickleError(f"record {name} outside the file. {AGAIN}")
+            raise PickleError(f"record {name} outside the file. {AGAIN}")
         records[info.filename] = info
     return records
 
@@ -257,7 +193,7 @@ def _root(records: Mapping[str, zipfile.ZipInfo]) -> str:
     """The folder in the archive that everything lies in."""
     roots = [name.removesuffix("/data.pkl") for name in records if name.endswith("/data.pkl") and name.count("/") == 1]
     if len(roots) != 1:
-        raise _PickleError(f"a zip archive with {len(roots)} records <name>/data.pkl")
+        raise PickleError(f"a zip archive with {len(roots)} records <name>/data.pkl")
     return roots[0]
 
 
@@ -297,26 +233,26 @@ def _read_stream(reader: _Reader) -> tuple[Any, dict[str, Located], bytes]:
         stream = io.BytesIO(text)
         magic = None
         try:
-            magic = _run(stream) if text[:1] == PROTO else None
+            magic = run(stream) if text[:1] == PROTO else None
             if type(magic) is not int or magic != MAGIC:
-                raise _PickleError(FOREIGN)
-            protocol, machine, state, keys = (_run(stream) for _ in range(4))
+                raise PickleError(FOREIGN)
+            protocol, machine, state, keys = (run(stream) for _ in range(4))
             break
-        except _DamagedError as error:
+        except DamagedError as error:
             if magic is None:
-                raise _PickleError(FOREIGN) from error
+                raise PickleError(FOREIGN) from error
             if len(text) == min(reader.size, MAX_PICKLE):
                 raise
             have *= 8  # perhaps it was only cut
     if type(protocol) is not int or protocol != PROTOCOL:
-        raise _PickleError(f"another version of torch's stream than {PROTOCOL}")
+        raise PickleError(f"another version of torch's stream than {PROTOCOL}")
     if not isinstance(machine, dict) or machine.get("little_endian") is not True:
-        raise _PickleError("elements that are not little-endian, as the file says")
+        raise PickleError("elements that are not little-endian, as the file says")
     if not isinstance(keys, list) or not all(isinstance(key, str) for key in keys) or len(set(keys)) != len(keys):
-        raise _PickleError(f"no list of storages after the state dict. {AGAIN}")
+        raise PickleError(f"no list of storages after the state dict. {AGAIN}")
     sizes = {one.key: one for one in _all_stored(state)}
     if set(keys) != sizes.keys():
-        raise _PickleError(
+        raise PickleError(
             f"{len(sizes)} storages in the state dict, but {len(keys)} others in the list of them. {AGAIN}"
         )
     at = stream.tell()
@@ -327,11 +263,11 @@ def _read_stream(reader: _Reader) -> tuple[Any, dict[str, Located], bytes]:
         stored[key] = (nbytes, _stream_offset(reader, at, sizes[key]))
         at += 8 + nbytes
     if at != reader.size:
-        raise _PickleError(f"{reader.size} bytes, where its tensors end at {at}. {AGAIN}")
+        raise PickleError(f"{reader.size} bytes, where its tensors end at {at}. {AGAIN}")
     return state, stored, identity
 
 
-def _stream_offset(reader: _Reader, at: int, stored: _Stored) -> Callable[[], int]:
+def _stream_offset(reader: _Reader, at: int, stored: Stored) -> Callable[[], int]:
     """Where a storage's bytes begin: after the number of its elements, which is compared at the first use."""
 
     @cache
@@ -345,7 +281,7 @@ def _stream_offset(reader: _Reader, at: int, stored: _Stored) -> Callable[[], in
     return offset
 
 
-def _all_stored(state: Any) -> Iterator[_Stored]:
+def _all_stored(state: Any) -> Iterator[Stored]:
     """Every storage that the object knows; each value of it is looked at once, however often it occurs."""
     seen: set[int] = set()
     todo = [state]
@@ -354,9 +290,9 @@ def _all_stored(state: Any) -> Iterator[_Stored]:
         if id(value) in seen:
             continue
         seen.add(id(value))
-        if isinstance(value, _Stored):
+        if isinstance(value, Stored):
             yield value
-        elif isinstance(value, _Tensor):
+        elif isinstance(value, Tensor):
             todo.append(value.stored)
         elif isinstance(value, dict):
             todo += value.values()
@@ -367,36 +303,30 @@ def _all_stored(state: Any) -> Iterator[_Stored]:
 # --------------------------------------------------------------------------------------------------------- the tensors
 
 
-def _state_dict(state: Any) -> dict[str, _Tensor]:
+def _state_dict(state: Any) -> dict[str, Tensor]:
     """The object itself, or the one dict of tensors under `state_dict` or `model`, where trainers put it."""
     if not isinstance(state, dict) or not state:
-        raise _PickleError(f"{_kind(state)} instead of named tensors")
-    if any(isinstance(value, _Tensor) for value in state.values()):
-        others = [f"{shown(name)} ({_kind(value)})" for name, value in state.items() if not isinstance(value, _Tensor)]
+        raise PickleError(f"{kind_of(state)} instead of named tensors")
+    if any(isinstance(value, Tensor) for value in state.values()):
+        others = [f"{shown(name)} ({kind_of(value)})" for name, value in state.items() if not isinstance(value, Tensor)]
         if others:
-            raise _PickleError(f"{len(others)} of {len(state)} values no tensors: {', '.join(others[:20])}")
+            raise PickleError(f"{len(others)} of {len(state)} values no tensors: {', '.join(others[:20])}")
         return state
     below = [state[key] for key in ("state_dict", "model") if _is_state_dict(state.get(key))]
     if len(below) != 1:
-        keys = ", ".join(f"{shown(key)} ({_kind(value)})" for key, value in list(state.items())[:20])
-        raise _PickleError(f"{len(below)} of state_dict and model that hold named tensors; there: {keys}")
+        keys = ", ".join(f"{shown(key)} ({kind_of(value)})" for key, value in list(state.items())[:20])
+        raise PickleError(f"{len(below)} of state_dict and model that hold named tensors; there: {keys}")
     return dict(below[0])
 
 
 def _is_state_dict(value: Any) -> bool:
-    return isinstance(value, dict) and bool(value) and all(isinstance(one, _Tensor) for one in value.values())
+    return isinstance(value, dict) and bool(value) and all(isinstance(one, Tensor) for one in value.values())
 
 
-def _kind(value: Any) -> str:
-    if isinstance(value, dict):
-        return f"dict of {len(value)}"
-    return "storage" if isinstance(value, _Stored) else type(value).__name__.strip("_").lower()
-
-
-def _check_view(tensor: _Tensor) -> None:
+def _check_view(tensor: Tensor) -> None:
     """Raises ValueError where the numbers make no view of the storage."""
     numbers = (tensor.size, tensor.stride, (tensor.offset,))
-    if not all(isinstance(one, tuple) and all(map(_count, one)) for one in numbers):
+    if not all(isinstance(one, tuple) and all(map(is_count, one)) for one in numbers):
         raise ValueError("an offset, size or stride that is no number")
     if len(tensor.size) != len(tensor.stride):
         raise ValueError(f"{len(tensor.size)} axes with {len(tensor.stride)} strides")
@@ -407,11 +337,7 @@ def _check_view(tensor: _Tensor) -> None:
         raise ValueError(f"element {tensor.offset + last} of a storage of {have}")
 
 
-def _count(value: Any) -> bool:
-    return type(value) is int and 0 <= value < 2**63
-
-
-def _located(stored: _Stored, there: Mapping[str, Located]) -> Callable[[], int]:
+def _located(stored: Stored, there: Mapping[str, Located]) -> Callable[[], int]:
     """Where the storage begins; raises ValueError where the file has other bytes for it than the pickle says."""
     if stored.key not in there:
         raise ValueError(f"storage {shown(stored.key)}, which the file does not hold")
@@ -421,7 +347,7 @@ def _located(stored: _Stored, there: Mapping[str, Located]) -> Callable[[], int]
     return offset
 
 
-def _leaf(reader: _Reader, tensor: _Tensor, origin: str, begin: Callable[[], int]) -> LazyTensor:
+def _leaf(reader: _Reader, tensor: Tensor, origin: str, begin: Callable[[], int]) -> LazyTensor:
     """The view as a leaf: elements in C order, or in the opposite one (`weight.T`), which is a transposed leaf."""
     size, stride = tensor.size, tensor.stride
     if not _contiguous(size, stride):
@@ -445,198 +371,3 @@ def _contiguous(size: Sequence[int], stride: Sequence[int]) -> bool:
             return 0 in size
         expected *= axis
     return True
-
-
-# ---------------------------------------------------------------------------------------------------------- the machine
-
-
-def _run(stream: io.BytesIO) -> Any:
-    """The value of the next pickle in the stream, by opcodes on the list below and no others.
-
-    Every value is inert: None, bool, int, float, str, bytes, tuple, list, dict, or one of the descriptions above.
-    Nothing looks into nested values, so depth and shared values (which make hashing or printing exponential) cost
-    nothing.
-
-    Raises:
-        _PickleError: it would run code, is too long, or no pickle.
-    """
-    stack: list[Any] = []
-    marks: list[int] = []
-    memo: dict[int, Any] = {}
-    steps = 0
-
-    def since_mark() -> list[Any]:
-        start = marks.pop()
-        items = stack[start:]
-        del stack[start:]
-        return items
-
-    def pop() -> Any:
-        if marks and len(stack) <= marks[-1]:
-            raise IndexError("nothing above the mark")
-        return stack.pop()
-
-    try:
-        for opcode, argument, _ in pickletools.genops(stream):
-            name = opcode.name
-            steps += 1
-            if name in PUSH_ARGUMENT:
-                stack.append(argument)
-            elif name in ("BINPUT", "LONG_BINPUT", "MEMOIZE"):
-                memo[len(memo) if name == "MEMOIZE" else int(argument or 0)] = stack[-1]
-            elif name in ("BINGET", "LONG_BINGET"):
-                stack.append(memo[int(argument or 0)])
-            elif name in PUSH_VALUE:
-                stack.append(PUSH_VALUE[name])
-            elif name in ("EMPTY_LIST", "EMPTY_DICT"):
-                stack.append([] if name == "EMPTY_LIST" else {})
-            elif name == "MARK":
-                marks.append(len(stack))
-            elif name == "TUPLE":
-                stack.append(tuple(since_mark()))
-            elif name in ("TUPLE1", "TUPLE2", "TUPLE3"):
-                stack.append(tuple([pop() for _ in range(int(name[-1]))][::-1]))
-            elif name in ("APPEND", "APPENDS"):
-                items = since_mark() if name == "APPENDS" else [pop()]
-                _of(list, stack[-1], name).extend(items)
-            elif name in ("SETITEM", "SETITEMS"):
-                items = since_mark() if name == "SETITEMS" else [pop(), pop()][::-1]
-                _put(_of(dict, stack[-1], name), items)
-            elif name in ("GLOBAL", "STACK_GLOBAL"):
-                # genops puts a space between the two lines of GLOBAL
-                parts = str(argument).split(" ", 1) if name == "GLOBAL" else [pop(), pop()][::-1]
-                stack.append(_global(parts))
-            elif name == "REDUCE":
-                arguments, function = pop(), pop()
-                steps += _copied(arguments)
-                stack.append(_call(function, arguments))
-            elif name == "BINPERSID":
-                stack.append(_stored(pop()))
-            elif name == "BUILD":
-                pop()  # torch hangs `_metadata` (versions of the modules) on the dict; nothing here needs it
-                _of(dict, stack[-1], "BUILD, which calls __setstate__,")
-            elif name == "STOP":
-                if len(stack) != 1 or marks:
-                    raise _DamagedError(f"it ends with {len(stack)} values")
-                return stack.pop()
-            elif name not in ("PROTO", "FRAME"):
-                raise _PickleError(f"a pickle that would run code, or is none: {name}. {CLEAN}")
-            if steps > MAX_STEPS:
-                raise _PickleError(f"a pickle of more than {MAX_STEPS} steps")
-    except _PickleError:
-        raise
-    except (IndexError, KeyError) as error:  # below the stack, no mark, not in the memo
-        raise _DamagedError(f"step {steps} takes what is not there") from error
-    except (ValueError, OverflowError) as error:  # from genops: no opcode, or cut off
-        raise _DamagedError(str(error)[:100]) from error
-    raise _DamagedError("it has no end")
-
-
-PUSH_ARGUMENT = {
-    *("BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8"),
-    *("BINSTRING", "SHORT_BINSTRING", "BINBYTES", "SHORT_BINBYTES", "BINBYTES8"),
-}
-PUSH_VALUE = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False, "EMPTY_TUPLE": ()}
-
-
-def _copied(arguments: Any) -> int:
-    """What a call may cost: the memo lends one long list to any number of calls."""
-    if not isinstance(arguments, tuple):
-        return 0
-    return len(arguments) + sum(len(one) for one in arguments if isinstance(one, list | tuple))
-
-
-def _of(kind: type, value: Any, what: str) -> Any:
-    if type(value) is not kind:
-        raise _PickleError(f"a pickle that would run code: {what} on {_kind(value)}. {CLEAN}")
-    return value
-
-
-def _put(found: dict[str, Any], items: list[Any]) -> None:
-    """Keys are texts: another object's hash would have to be worked out, which can be made to take for ever."""
-    if len(items) % 2:
-        raise _DamagedError("a key without a value")
-    for key in items[::2]:
-        if type(key) is not str:
-            raise _PickleError(f"a dict with a key that is no text, but {_kind(key)}")
-    found.update(zip(items[::2], items[1::2], strict=True))
-
-
-def _global(parts: list[Any]) -> _Global:
-    name = ".".join(part if isinstance(part, str) else _kind(part) for part in parts)
-    if name not in CALLS and name not in STORAGES and name not in DTYPES:
-        raise _PickleError(f"a pickle that would run code: {shown(name)}. {CLEAN}")
-    return _Global(name)
-
-
-def _call(function: Any, arguments: Any) -> Any:
-    name = function.name if isinstance(function, _Global) else _kind(function)
-    if name not in CALLS or not isinstance(arguments, tuple):
-        raise _PickleError(f"a pickle that would run code: a call of {shown(name)}. {CLEAN}")
-    try:
-        return CALLS[name](*arguments)
-    except TypeError as error:  # another number of arguments
-        raise _PickleError(f"a call of {name} with {len(arguments)} arguments, which it does not take") from error
-
-
-def _stored(identity: Any) -> _Stored:
-    """A persistent id: ("storage", type, key, device, number of elements), in streams with a view after it: None."""
-    if isinstance(identity, tuple) and len(identity) in (5, 6) and all(one is None for one in identity[5:]):
-        what, kind, key, _, numel = identity[:5]
-        known = isinstance(kind, _Global) and kind.name in STORAGES
-        if type(what) is str and what == "storage" and known and type(key) is str and _count(numel):
-            return _Stored(kind.name, key, numel)
-    raise _PickleError("a reference to something else than a storage")
-
-
-def _ordered_dict(items: Any = ()) -> dict[str, Any]:
-    """collections.OrderedDict, of pairs as Python 2 wrote it."""
-    found: dict[str, Any] = {}
-    if not isinstance(items, list | tuple):
-        raise _PickleError(f"an OrderedDict of {_kind(items)}")
-    for pair in items:
-        if not isinstance(pair, list | tuple) or len(pair) != 2:
-            raise _PickleError("an OrderedDict of something else than pairs")
-        _put(found, list(pair))
-    return found
-
-
-def _size(axes: Any = ()) -> tuple[Any, ...]:
-    if not isinstance(axes, list | tuple):
-        raise _PickleError(f"a torch.Size of {_kind(axes)}")
-    return tuple(axes)
-
-
-def _tensor(stored: Any, offset: Any, size: Any, stride: Any, *rest: Any) -> _Tensor:
-    """_rebuild_tensor, and _rebuild_tensor_v2 with (requires_grad, hooks[, metadata]) after it."""
-    if not isinstance(stored, _Stored) or stored.kind == UNTYPED:
-        raise _PickleError("a tensor of something else than a typed storage")
-    if len(rest) > 2 and rest[2]:  # conjugated or negated views: the elements are not what is stored
-        raise _PickleError("a tensor with metadata: a conjugated or negated view")
-    return _Tensor(stored, offset, size, stride, stored.dtype)
-
-
-def _tensor_v3(
-    stored: Any, offset: Any, size: Any, stride: Any, grad: Any, hooks: Any, dtype: Any, metadata: Any = None
-) -> _Tensor:
-    if not isinstance(stored, _Stored) or not isinstance(dtype, _Global) or dtype.name not in DTYPES or metadata:
-        raise _PickleError("a tensor of something else than a storage with a dtype")
-    return _Tensor(stored, offset, size, stride, stored_dtype(DTYPES[dtype.name]))
-
-
-def _parameter(data: Any, *rest: Any) -> _Tensor:
-    """A tensor that was trained; hooks and attributes that hang on it are left aside."""
-    if not isinstance(data, _Tensor):
-        raise _PickleError(f"a parameter of {_kind(data)}")
-    return data
-
-
-CALLS: dict[str, Callable[..., Any]] = {
-    "collections.OrderedDict": _ordered_dict,
-    "torch.Size": _size,
-    "torch._utils._rebuild_tensor": _tensor,
-    "torch._utils._rebuild_tensor_v2": _tensor,
-    "torch._utils._rebuild_tensor_v3": _tensor_v3,
-    "torch._utils._rebuild_parameter": _parameter,
-    "torch._utils._rebuild_parameter_with_state": _parameter,
-}

@@ -69,14 +69,16 @@ def arrays(names: Collection[str], place: Place, index: str, known: Collection[s
         folder, _, chunk = name.partition("/")  # a chunk's name has slashes where `dimension_separator` is one
         chunks.setdefault(folder, {})[chunk] = size
     found = Arrays()
-    there = [name for name in names if METADATA in chunks.get(name, {})]
+    there = [name for name in names if 0 < chunks.get(name, {}).get(METADATA, 0) <= SMALL]
     with ThreadPoolExecutor(READERS) as pool:
         metadata = dict(zip(there, pool.map(lambda name: place.read(f"{name}/{METADATA}"), there), strict=True))
     for name in names:
         if name in metadata:
             _array(found, name, metadata[name], chunks[name], place)
         else:
-            found.problems.append(Problem(name, "a zarr array", "no such folder", f"named in {index}", place.path))
+            bytes_there = chunks.get(name, {}).get(METADATA)
+            got = "no such folder" if bytes_there is None else f"{METADATA} of {bytes_there} bytes"
+            found.problems.append(Problem(name, "a zarr array", got, f"named in {index}", place.path))
     unnamed = {name for name in chunks if name.startswith(prefix)} - set(known)
     found.problems += [Problem(name, "no such array", "found one", f"not in {index}", place.path) for name in unnamed]
     return found

@@ -20,7 +20,7 @@ from converter import ops
 from converter.checkpoint import Checkpoint, Source
 from converter.errors import SourceError, SourceMissingError
 from converter.families.t5 import FAMILY
-from converter.formats import lora, safetensors
+from converter.formats import lora, lora_config, safetensors
 from converter.storage import open_storage
 from converter.tensor import Box, LazyTensor, TensorSpec, dtype_named, in_memory, leaf
 
@@ -486,17 +486,17 @@ HOSTILE = {
 @pytest.mark.parametrize("name", HOSTILE)
 @pytest.mark.parametrize("key", ["target_modules", "exclude_modules", "alpha_pattern", "layers_pattern"])
 def test_a_hostile_pattern_ends(tmp_path: Path, name: str, key: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lora, "PATTERN_SECONDS", 0.05)
+    monkeypatch.setattr(lora_config, "PATTERN_SECONDS", 0.05)
     pattern = HOSTILE[name]
     value = {"alpha_pattern": {pattern: 1}, "layers_pattern": [pattern]}.get(key, pattern)
     started = time.monotonic()
-    refused(adapter(tmp_path, **{key: value, "layers_to_transform": [0]}), lora._short(pattern)[:60])
+    refused(adapter(tmp_path, **{key: value, "layers_to_transform": [0]}), lora.short(pattern)[:60])
     assert time.monotonic() - started < 2
 
 
 def test_many_slow_patterns_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lora, "PATTERN_SECONDS", 0.05)
-    monkeypatch.setattr(lora, "PATTERNS_SECONDS", 0.2)
+    monkeypatch.setattr(lora_config, "PATTERN_SECONDS", 0.05)
+    monkeypatch.setattr(lora_config, "PATTERNS_SECONDS", 0.2)
     patterns = {rf"(?:(?:\w|\.|.|..)+)+[A-Z]{{3}}{i}": 1 for i in range(1000)}
     started = time.monotonic()
     refused(adapter(tmp_path, alpha_pattern=patterns), "still at it", " more")
