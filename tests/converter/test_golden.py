@@ -47,6 +47,20 @@ def test_every_file_equals_nvidias(golden: Callable[[str], Path], tmp_path: Path
             assert ini[section]["weight_data_type"] == dtype
 
 
+@pytest.mark.parametrize("case", [case for case in PRESETS if case.startswith("hf_")])
+def test_bfloat16_is_nvidias_float32_rounded_once(golden: Callable[[str], Path], tmp_path: Path, case: str) -> None:
+    for dtype in ("fp32", "bf16"):
+        request = Request(str(golden(case)), str(tmp_path / dtype), PRESETS[case], ("hf", "ft"), dtype=dtype)
+        convert(prepare(replace(request, layout="weights")))
+    files = sorted((tmp_path / "fp32" / "1-gpu").glob("*.bin"))
+    assert {path.name for path in files} == set(EXPECTED[case]["sha256"]["tp1"])
+    for path in files:
+        bits = np.fromfile(path, np.uint32)
+        # round half to even on the 16 bits that are dropped, in integers
+        expected = ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)
+        assert (np.fromfile(tmp_path / "bf16" / "1-gpu" / path.name, np.uint16) == expected).all(), path.name
+
+
 @pytest.mark.parametrize(("case", "model"), [("ul2_tied_legacy_f32", "ul2"), ("t5_1_1_untied_legacy_bf16", "t5-v1.1")])
 @pytest.mark.parametrize("tp", [1, 2])
 def test_weights_read_back_give_t5xs_logits(
