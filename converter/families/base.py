@@ -9,6 +9,7 @@ expanded from the config, never matched by a pattern: missing and unexpected ten
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -219,13 +220,14 @@ class Family:
     equivalent: Equivalent | None = None  # as what it can be written in formats that it has no table for
 
     def specs(self, config: Config, dtype: np.dtype[Any]) -> dict[str, TensorSpec]:
-        """Canonical name -> shape for this config."""
+        """Canonical name -> shape for this config, layer after layer."""
         features = self.features(config)
-        return {
-            weight.name.format(i=i): TensorSpec(dims(weight.shape, config), dtype)
-            for weight in self.weights
-            for i in _layers(weight, config, features)
-        }
+        found = {}
+        for _, neighbours in itertools.groupby(self.weights, lambda weight: weight.each):
+            places = [(i, weight) for weight in neighbours for i in _layers(weight, config, features)]
+            for i, weight in sorted(places, key=lambda place: place[0]):
+                found[weight.name.format(i=i)] = TensorSpec(dims(weight.shape, config), dtype)
+        return found
 
 
 Table = TypeVar("Table", T5XTable, FasterTransformerTable)

@@ -22,7 +22,7 @@ from converter.errors import Problem, SourceError, SourceMissingError, report
 from converter.families import FAMILIES, preset_named
 from converter.families.base import Config, Family, Repeat, Row, expand, read_rows, require_dims
 from converter.formats import lora, safetensors, shards
-from converter.formats.safetensors import load_json
+from converter.formats.outside import load_json
 from converter.plan import OutputFile, Segment
 from converter.storage import Storage, open_storage
 from converter.tensor import DTYPES, LazyTensor
@@ -73,7 +73,7 @@ def open(uri: str, model: str | None = None) -> Checkpoint:
     storage = open_storage(uri)
     beside = companions(storage, (GENERATION, *TOKENIZER))
     text = companions(storage, (CONFIG,)).read()[CONFIG]
-    stated = load_json(text, storage.path(CONFIG), "the config of a model")
+    stated = load_json(text, storage.path(CONFIG))
     family = _family(stated, storage)
     table = family.huggingface
     stored = shards.read(storage)

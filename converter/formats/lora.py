@@ -28,7 +28,7 @@ from converter.checkpoint import Checkpoint
 from converter.errors import Problem, SourceError, SourceMissingError, report
 from converter.families.base import Tensors
 from converter.formats.lora_config import MEND, Patterns, Settings, of_module, settings_of, short, targeted
-from converter.formats.safetensors import load_json, shown
+from converter.formats.outside import load_json, shown
 from converter.formats.shards import READERS
 from converter.storage import Storage
 from converter.tensor import DTYPES, LazyTensor, short_name
@@ -38,8 +38,7 @@ WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")  # PEFT takes the f
 PREFIX = "base_model.model."  # PeftModel.base_model (the tuner) .model (the transformers model)
 
 # What the input embedding and the output layer are called; PEFT saves them whole when the vocabulary was resized.
-EMBEDDINGS = ("shared", "embed_tokens", "wte", "word_embeddings", "embed_in")
-OUTPUTS = ("lm_head", "embed_out")
+VOCABULARY = ("shared", "embed_tokens", "wte", "word_embeddings", "embed_in", "lm_head", "embed_out")
 
 LINEAR = ("lora_A", "lora_B")
 EMBEDDING = ("lora_embedding_A", "lora_embedding_B")
@@ -63,7 +62,7 @@ def merge(base: Checkpoint, adapter: Storage) -> Checkpoint:
         SourceError: damaged, of another model, or of a kind that cannot be merged; names everything at once.
     """
     opened = _open(adapter)
-    tensors = _merged(base.tensors, opened, bool(base.config.get("tie_word_embeddings", False)))
+    tensors = _Merge(base.tensors, opened, bool(base.config.get("tie_word_embeddings", False))).result()
     digest = hashlib.sha256(f"{base.source.fingerprint}\0{opened.digest}".encode()).hexdigest()
     stamp = hashlib.sha256(f"{base.stamp}\0{adapter.stamp('')}".encode()).hexdigest()
     return replace(base, tensors=tensors, source=replace(base.source, fingerprint=digest), stamp=stamp)
@@ -78,7 +77,7 @@ def merged(tensors: Tensors, adapter: Storage, tied: bool) -> dict[str, LazyTens
     Raises:
         SourceMissingError, SourceError: see `merge`.
     """
-    return _merged(tensors, _open(adapter), tied)
+    return _Merge(tensors, _open(adapter), tied).result()
 
 
 def describe(adapter: Storage) -> dict[str, Any]:
@@ -135,7 +134,7 @@ def _open(storage: Storage, refuse: bool = True) -> _Adapter:
     if files[CONFIG] > MAX_CONFIG:
         raise SourceError(f"{where}: expected an adapter's config, found {files[CONFIG]} bytes")
     text = storage.read(CONFIG)
-    settings = settings_of(load_json(text, where, "an adapter's config"), where, refuse)
+    settings = settings_of(load_json(text, where), where, refuse)
     tensors, header = READERS[weights[weights.rindex(".") :]](storage, weights, files[weights])
     digest = hashlib.sha256(b"\0".join((text, repr((weights, files[weights])).encode(), header))).hexdigest()
     opened = _Adapter(str(storage), settings, tensors, digest=digest)
@@ -200,10 +199,6 @@ def _names(opened: _Adapter, tensors: Tensors) -> _Names:
     return most[0] if len(most) == 1 else _Names("", "")
 
 
-def _merged(tensors: Tensors, opened: _Adapter, tied: bool) -> dict[str, LazyTensor]:
-    return _Merge(tensors, opened, tied).result()
-
-
 class _Merge:
     """One adapter on its way into one base: collects problems, then puts the tensors together."""
 
@@ -214,6 +209,7 @@ class _Merge:
         self.patterns = Patterns(f"{opened.where}/{CONFIG}")
         self.problems = list(opened.unknown)
         self.changed: dict[str, str] = {}  # canonical name of what was added to or replaced -> the adapter's name
+        self.turned = {module: self._turned(module) for module in opened.products}
 
     def result(self) -> dict[str, LazyTensor]:
         """Raises SourceError that names everything that does not fit."""
@@ -222,16 +218,15 @@ class _Merge:
             canonical = self.names.canonical(name)
             if self._fits(canonical, name, tensor):
                 result[canonical] = tensor
-        turned = {module: self._turned(module) for module in self.opened.products}
-        if not turned and not self.opened.saved:
+        if not self.opened.products and not self.opened.saved:
             self.problems.append(Problem("the whole adapter", f"tensors {PREFIX}<module>.lora_A.weight", "none"))
         for module, parts in self.opened.products.items():
             rank = of_module(self.settings.rank_pattern, self.settings.r, module, self.patterns)
             alpha = of_module(self.settings.alpha_pattern, self.settings.alpha, module, self.patterns)
-            if self._mergeable(module, parts, rank, alpha, turned):
+            if self._mergeable(module, parts, rank, alpha):
                 canonical = self.names.canonical(f"{module}.weight")
-                a, b = (parts[kind] for kind in (LINEAR if "lora_A" in parts else EMBEDDING))
-                left, right = (ops.transpose(a), ops.transpose(b)) if turned[module] else (b, a)
+                a, b = (parts[kind] for kind in sorted(parts))
+                left, right = (ops.transpose(a), ops.transpose(b)) if self.turned[module] else (b, a)
                 scaling = self.settings.scaling(alpha, rank)
                 result[canonical] = ops.add_lora(result[canonical], left, right, scaling)
         self._missing()
@@ -246,8 +241,7 @@ class _Merge:
 
     def _known(self, canonical: str, name: str, spec: str) -> bool:
         """Whether the base has such a tensor, and the adapter may change it."""
-        module = canonical.rpartition(".")[0].rpartition(".")[2]
-        if self.tied and module in (*EMBEDDINGS, *OUTPUTS):
+        if self.tied and _of_vocabulary(canonical):
             rule = (
                 "the model ties them (tie_word_embeddings): embedding and output layer are one tensor, and the adapter "
                 "changes only one of their two uses, or each in its own way"
@@ -277,19 +271,16 @@ class _Merge:
             return self._wrong(name, "modules_to_save or bias that name it", spec, "the config does not say so")
         shape = self.base[canonical].spec.shape
         if tensor.spec.shape != shape:
-            return self._wrong(name, str(list(shape)), str(list(tensor.spec.shape)), _resized(canonical, shape, tensor))
+            return self._wrong(
+                name, str(list(shape)), str(list(tensor.spec.shape)), _resized(canonical, shape, tensor.spec.shape)
+            )
         return True
 
     def _declared(self, name: str) -> bool:
         """Whether the config says that this tensor was trained; PEFT saves embeddings also without being told."""
-        module = name.rpartition(".")[0].rpartition(".")[2]
         # older versions saved with `all` whatever has bias in its name: T5's relative_attention_bias
         bias = name.endswith(".bias") if self.settings.bias == "lora_only" else "bias" in name
-        return (
-            (bias and self.settings.bias != "none")
-            or module in (*EMBEDDINGS, *OUTPUTS)
-            or self._below(name, self.settings.saved)
-        )
+        return (bias and self.settings.bias != "none") or _of_vocabulary(name) or self._below(name, self.settings.saved)
 
     def _below(self, name: str, modules: tuple[str, ...]) -> bool:
         """Whether a tensor belongs to one of the modules, which PEFT finds by how their names end."""
@@ -312,15 +303,8 @@ class _Merge:
             return None
         return weight.spec.shape != shape
 
-    def _mergeable(
-        self,
-        module: str,
-        parts: Mapping[str, LazyTensor],
-        rank: int,
-        alpha: float,
-        turned: dict[str, bool | None],
-    ) -> bool:
-        """Whether A and B are whole and fit; settles in `turned` how a square weight lies."""
+    def _mergeable(self, module: str, parts: Mapping[str, LazyTensor], rank: int, alpha: float) -> bool:
+        """Whether A and B are whole and fit."""
         canonical = self.names.canonical(f"{module}.weight")
         specs = ", ".join(f"{kind} {part.spec}" for kind, part in sorted(parts.items()))
         if not self._known(canonical, module, specs):
@@ -338,19 +322,22 @@ class _Merge:
             return self._wrong(module, "A [r, in] and B [out, r]", specs)
         if a[0] != rank:
             return self._wrong(module, f"r = {rank}", specs, "r and rank_pattern of the config")
-        if shape not in ((b[0], a[1]), (a[1], b[0])) or ("lora_A" not in parts and shape != (a[1], b[0])):
-            return self._wrong(module, f"factors of {list(shape)}", specs, _resized(canonical, shape, parts))
+        linear = "lora_A" in parts
+        product = (b[0], a[1]) if linear else (a[1], b[0])
+        if shape != product and not (linear and shape == product[::-1]):
+            return self._wrong(module, f"factors of {list(shape)}", specs, _resized(canonical, shape, product))
         if not abs(self.settings.scaling(alpha, rank)) <= float(np.finfo(np.float32).max):
             return self._wrong(module, "a scaling that fp32 can hold", f"alpha {alpha}, r {rank}")
-        if turned[module] is None:
-            flag = self.settings.fan_in_fan_out
-            others = [
-                one for one, turn in turned.items() if turn is (not flag) and "lora_A" in self.opened.products[one]
-            ]
-            if others:
-                rule = f"fan_in_fan_out is {str(flag).lower()}, but {shown(others[0])} lies the other way"
+        return self.turned[module] is not None or self._settled(module, specs)
+
+    def _settled(self, module: str, specs: str) -> bool:
+        """Whether `fan_in_fan_out` can say how a square weight lies: no other weight may contradict it."""
+        flag = self.settings.fan_in_fan_out
+        for other, turned in self.turned.items():
+            if turned is (not flag) and "lora_A" in self.opened.products[other]:
+                rule = f"fan_in_fan_out is {str(flag).lower()}, but {shown(other)} lies the other way"
                 return self._wrong(module, "to know whether the weight is [in, out] or [out, in]", specs, rule)
-            turned[module] = flag
+        self.turned[module] = flag
         return True
 
     # ------------------------------------------------------------------------------------------------------- missing
@@ -391,17 +378,13 @@ def _modules(name: str) -> Iterator[str]:
     return accumulate(name.split(".")[:-1], "{}.{}".format)
 
 
-def _resized(canonical: str, shape: tuple[int, ...], found: LazyTensor | Mapping[str, LazyTensor]) -> str:
-    """Why an embedding has other rows than the base's; empty where it is something else."""
-    module = canonical.rpartition(".")[0].rpartition(".")[2]
-    if module not in (*EMBEDDINGS, *OUTPUTS) or len(shape) != 2:
-        return ""
-    if isinstance(found, LazyTensor):
-        rows = found.spec.shape[0] if found.spec.shape[1:] == shape[1:] else None
-    elif "lora_A" in found:
-        rows = found["lora_B"].spec.shape[0] if found["lora_A"].spec.shape[1] == shape[1] else None
-    else:
-        rows = found["lora_embedding_A"].spec.shape[1] if found["lora_embedding_B"].spec.shape[0] == shape[1] else None
-    if rows is None:
-        return ""
-    return f"the vocabulary was resized to {rows} before training; resize the base to it and save it first"
+def _of_vocabulary(name: str) -> bool:
+    """Whether a tensor has a row for every token."""
+    return name.rpartition(".")[0].rpartition(".")[2] in VOCABULARY
+
+
+def _resized(canonical: str, shape: tuple[int, ...], trained: tuple[int, ...]) -> str:
+    """Why the adapter's tensor or product has other rows than the base's; empty where it is something else."""
+    if _of_vocabulary(canonical) and len(shape) == 2 and shape[1:] == trained[1:]:
+        return f"the vocabulary was resized to {trained[0]} before training; resize the base to it and save it first"
+    return ""

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from converter.errors import Problem, SourceError, report
-from converter.formats.safetensors import shown
+from converter.formats.outside import shown
 
 # Settings that change what the tensors mean, and why they are refused where they are set.
 REFUSED = {

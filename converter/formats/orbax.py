@@ -19,13 +19,13 @@ TensorStore, kvstore/ocdbt.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 from urllib.parse import unquote
 
 from converter.errors import Problem, SourceError
 from converter.formats import zarr
+from converter.formats.outside import load_json
 from converter.storage import Storage
 
 STATE = "state"
@@ -59,11 +59,12 @@ def is_complete(folder: Storage) -> bool:
         return False
     if not folder.is_file(STEP):
         return folder.is_file(METADATA)
+    text = folder.read(STEP)
     try:
-        stated = json.loads(folder.read(STEP))
-    except (ValueError, RecursionError):
+        stated = load_json(text, folder.path(STEP))
+    except SourceError:
         return False
-    return isinstance(stated, dict) and isinstance(stated.get("commit_timestamp_nsecs"), int)
+    return isinstance(stated.get("commit_timestamp_nsecs"), int)
 
 
 def read(folder: Storage, index: bytes, files: Mapping[str, int], model: str) -> zarr.Arrays:
@@ -78,15 +79,14 @@ def read(folder: Storage, index: bytes, files: Mapping[str, int], model: str) ->
         IncompleteError, SourceMissingError: the store cannot be reached, or may not be read.
     """
     where = folder.path(METADATA)
+    stated = load_json(index, where)
     try:
-        stated = json.loads(index)
         leaves = dict(_leaves(stated["tree_metadata"], model))
-        ocdbt = stated.get("use_ocdbt")
-        zarr3, stores_fill = stated.get("use_zarr3"), stated.get("store_array_data_equal_to_fill_value")
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         reason = f"{type(error).__name__}: {error}"
         raise SourceError(f"{where}: expected Orbax's description of a tree of arrays, found: {reason}") from error
-    if zarr3:
+    ocdbt, stores_fill = stated.get("use_ocdbt"), stated.get("store_array_data_equal_to_fill_value")
+    if stated.get("use_zarr3"):
         raise SourceError(
             f"{where}: `use_zarr3`: the arrays are stored as zarr v3, which T5X does not write and this version cannot "
             "read. Save the checkpoint again with use_zarr3=False."

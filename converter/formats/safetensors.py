@@ -16,21 +16,16 @@ import struct
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
-
 from converter.errors import Problem, SourceError, report
+from converter.formats.outside import MAX_BYTES, check_name, check_shape, load_json, shown, stored_dtype
 from converter.formats.raw import raw
 from converter.storage import Storage
-from converter.tensor import LazyTensor, TensorSpec, dtype_named
+from converter.tensor import LazyTensor, TensorSpec
 
 METADATA = "__metadata__"
 LENGTH = struct.Struct("<Q")
 MAX_HEADER = 100_000_000  # bytes; the library's own limit
 FIRST_READ = 64 << 10  # one request brings the length and most headers: 64 KiB are about 500 tensors
-MAX_TOKENS = 1_000_000  # brackets, commas and colons in JSON from outside: 100,000 tensors, read within a second
-MAX_NAME = 1000  # characters of a tensor's name
-MAX_AXES = 32  # what numpy 1 can hold
-MAX_BYTES = 2**63 - 1  # of one tensor with its empty axes left out, which numpy checks even where an axis is empty
 
 # name in the header -> (bits of an element, name of numpy or ml_dtypes). Weights are F32, F16
 # and BF16; the others are read as well, so that a buffer of I64 can be left aside and weights in F8 refused by name.
@@ -61,15 +56,6 @@ TYPES = {
 }
 
 
-def stored_dtype(name: str) -> np.dtype[Any]:
-    """The element type of a name in `TYPES`; bytes for a float8 that an older ml_dtypes does not know."""
-    if not name.startswith("float8"):
-        return dtype_named(name)
-    import ml_dtypes
-
-    return np.dtype(getattr(ml_dtypes, name, np.uint8))
-
-
 # ------------------------------------------------------------------------------------------------------------- reading
 
 
@@ -84,7 +70,7 @@ def tensors(storage: Storage, file: str, size: int) -> tuple[dict[str, LazyTenso
     """
     where = storage.path(file)
     text = _read_header(storage, file, size)
-    entries = load_json(text, where, "a safetensors header", unique=True)
+    entries = load_json(text, where, unique=True)
     metadata = entries.pop(METADATA, {})
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
         raise SourceError(f"{where}: expected texts under {METADATA}, found: {json.dumps(metadata)[:80]}")
@@ -125,40 +111,6 @@ def _read_header(storage: Storage, file: str, size: int) -> bytes:
     return start[LENGTH.size : end]
 
 
-def load_json(data: bytes, where: str, what: str, unique: bool = False) -> dict[str, Any]:
-    """The object that a JSON text from outside holds.
-
-    Args:
-        what: what was expected there, for the message.
-        unique: whether a key may stand only once in an object.
-
-    Raises:
-        SourceError: not UTF-8, not JSON, no object, nested too deeply, too many values.
-    """
-
-    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        found = dict(pairs)
-        if len(found) != len(pairs):
-            seen: set[str] = set()
-            twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
-            raise ValueError(f"{twice!r} twice")
-        return found
-
-    def refuse(constant: str) -> None:
-        raise ValueError(f"{constant}, which is not JSON")
-
-    try:
-        tokens = sum(data.count(mark) for mark in (b"{", b"[", b",", b":"))
-        if tokens > MAX_TOKENS:
-            raise ValueError(f"{tokens} values, more than {MAX_TOKENS}")
-        found = json.loads(data.decode(), object_pairs_hook=once if unique else None, parse_constant=refuse)
-        if not isinstance(found, dict):
-            raise ValueError(f"{type(found).__name__}, no object")
-    except (ValueError, RecursionError) as error:
-        raise SourceError(f"{where}: expected {what} in JSON, found: {str(error)[:200]}") from error
-    return found
-
-
 def _counts(value: Any) -> bool:
     """Whether this is a list of sizes; in JSON, true is no number but in Python it is."""
     return isinstance(value, list) and all(type(one) is int and 0 <= one <= MAX_BYTES for one in value)
@@ -177,25 +129,6 @@ def _spec(entry: Mapping[str, Any]) -> TensorSpec:
     if total != (stop - start) * 8:
         raise ValueError(f"{stop - start} bytes for {shape} {code}")
     return TensorSpec((stop - start,) if bits < 8 else tuple(shape), stored_dtype(name))
-
-
-def check_name(name: str) -> None:
-    """Raises ValueError for what no model calls a tensor, and no message should contain."""
-    if not name.isprintable() or len(name) > MAX_NAME:
-        raise ValueError(f"a name of {len(name)} characters; expected {MAX_NAME} at most, all of them printable")
-
-
-def shown(name: str) -> str:
-    """A name from outside, fit for a message."""
-    return name if name.isprintable() and len(name) <= MAX_NAME else f"{name[:40]!r}..."
-
-
-def check_shape(shape: list[int] | tuple[int, ...]) -> None:
-    """Raises ValueError where numpy could not hold such an array, even an empty one."""
-    if len(shape) > MAX_AXES:
-        raise ValueError(f"{len(shape)} axes, more than {MAX_AXES}")
-    if math.prod(max(1, axis) for axis in shape) * 16 > MAX_BYTES:  # 16: the widest type there is
-        raise ValueError(f"shape {list(shape)}, more than a computer can address")
 
 
 def _range(entry: Any, size: int) -> tuple[int, int]:

@@ -20,7 +20,8 @@ from dataclasses import dataclass
 
 from converter.errors import Problem, SourceError, SourceMissingError, report
 from converter.formats import safetensors, torch_bin
-from converter.formats.safetensors import MAX_HEADER, load_json, shown
+from converter.formats.outside import load_json, shown
+from converter.formats.safetensors import MAX_HEADER
 from converter.storage import Storage
 from converter.tensor import LazyTensor
 
@@ -154,7 +155,7 @@ def _read_index(storage: Storage, index: str, size: int) -> tuple[bytes, dict[st
     if size > MAX_HEADER:
         raise SourceError(f"{where}: expected an index of shards, found {size} bytes")
     text = storage.read(index, 0, size)
-    stated = load_json(text, where, "an index of shards").get("weight_map")
+    stated = load_json(text, where).get("weight_map")
     if not isinstance(stated, dict) or not stated or not all(isinstance(shard, str) for shard in stated.values()):
         raise SourceError(f"{where}: expected a weight_map from tensors to shards, found none. {MEND}")
     outside = sorted({shard for shard in stated.values() if not _beside(shard)})

@@ -24,8 +24,8 @@ from typing import Any
 
 from converter import ops
 from converter.errors import Problem, SourceError, report
+from converter.formats.outside import check_name, check_shape, shown
 from converter.formats.raw import raw
-from converter.formats.safetensors import check_name, check_shape, shown
 from converter.formats.torch_pickle import (
     AGAIN,
     DamagedError,
@@ -139,8 +139,6 @@ class _Reader(io.RawIOBase):
 # ------------------------------------------------------------------------------------------------------------ archives
 
 LOCAL = struct.Struct("<4s22xHH")  # a record's own header: mark, ..., length of its name and of what follows that
-
-
 # all that zipfile raises for damaged archives, from its source: struct where a field is cut, RuntimeError for secrets
 DAMAGES = (zipfile.BadZipFile, struct.error, ValueError, LookupError, EOFError, OverflowError, RuntimeError)
 

@@ -1,8 +1,14 @@
 """A pickle of torch, interpreted and never run.
 
-A pickle is a program, and running it is how such files attack. It is interpreted here by a machine that knows only what
-a state dict takes, and builds nothing but inert values: an import gives the name, a call of one of the functions below
-gives a description, and everything else is refused by its name.
+A pickle is a program for a small machine: opcodes push values on a stack, collect those above a mark into a list or a
+dict, keep some in a memo to be used again. Some import whatever they name (GLOBAL) and call whatever was imported
+(REDUCE). Running them is how such files attack, so they are not run.
+
+This is a machine of our own. It knows only the opcodes that a state dict takes, and its values are inert: an import
+gives a `Global`, which is a name; a call gives what a function in `CALLS` makes of the arguments, such as a `Tensor`,
+which describes a view of a `Stored`, elements elsewhere in the file. Every other opcode, import and call is refused by
+its name. pickletools only cuts the bytes into opcodes. What a pickle may cost is limited by counting steps, and by
+never looking into nested values.
 
 Source of the facts: pickletools; torch/serialization.py, torch/_utils.py.
 """
@@ -17,9 +23,14 @@ from typing import Any
 
 import numpy as np
 
-from converter.formats.safetensors import shown, stored_dtype
+from converter.formats.outside import shown, stored_dtype
 
 MAX_STEPS = 1_000_000  # opcodes, about 30 for each tensor: a second or two
+PUSH_ARGUMENT = {
+    *("BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8"),
+    *("BINSTRING", "SHORT_BINSTRING", "BINBYTES", "SHORT_BINBYTES", "BINBYTES8"),
+}
+PUSH_VALUE = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False, "EMPTY_TUPLE": ()}
 STORAGES = {
     "torch.FloatStorage": "float32",
     "torch.HalfStorage": "float16",
@@ -86,6 +97,21 @@ class Tensor:
     size: Any
     stride: Any
     dtype: np.dtype[Any]
+
+
+def kind_of(value: Any) -> str:
+    """What a value is, for messages; nothing looks into it."""
+    if isinstance(value, dict):
+        return f"dict of {len(value)}"
+    return "storage" if isinstance(value, Stored) else type(value).__name__.lower()
+
+
+def is_count(value: Any) -> bool:
+    """Whether this can be a number of elements or an offset."""
+    return type(value) is int and 0 <= value < 2**63
+
+
+# ---------------------------------------------------------------------------------------------------------- the machine
 
 
 def run(stream: io.BytesIO) -> Any:
@@ -170,13 +196,6 @@ def run(stream: io.BytesIO) -> Any:
     raise DamagedError("it has no end")
 
 
-PUSH_ARGUMENT = {
-    *("BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8"),
-    *("BINSTRING", "SHORT_BINSTRING", "BINBYTES", "SHORT_BINBYTES", "BINBYTES8"),
-}
-PUSH_VALUE = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False, "EMPTY_TUPLE": ()}
-
-
 def _copied(arguments: Any) -> int:
     """What a call may cost: the memo lends one long list to any number of calls."""
     if not isinstance(arguments, tuple):
@@ -227,6 +246,9 @@ def _stored(identity: Any) -> Stored:
     raise PickleError("a reference to something else than a storage")
 
 
+# -------------------------------------------------------------------------------------- what may be called, described
+
+
 def _ordered_dict(items: Any = ()) -> dict[str, Any]:
     """collections.OrderedDict, of pairs as Python 2 wrote it."""
     found: dict[str, Any] = {}
@@ -267,18 +289,6 @@ def _parameter(data: Any, *rest: Any) -> Tensor:
     if not isinstance(data, Tensor):
         raise PickleError(f"a parameter of {kind_of(data)}")
     return data
-
-
-def kind_of(value: Any) -> str:
-    """What a value is, for messages; nothing looks into it."""
-    if isinstance(value, dict):
-        return f"dict of {len(value)}"
-    return "storage" if isinstance(value, Stored) else type(value).__name__.strip("_").lower()
-
-
-def is_count(value: Any) -> bool:
-    """Whether this can be a number of elements or an offset."""
-    return type(value) is int and 0 <= value < 2**63
 
 
 CALLS: dict[str, Callable[..., Any]] = {

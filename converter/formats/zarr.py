@@ -12,7 +12,6 @@ Source of the facts: the zarr v2 specification; TensorStore, driver/zarr.
 from __future__ import annotations
 
 import itertools
-import json
 import math
 from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -23,6 +22,7 @@ from typing import Any
 import numpy as np
 
 from converter.errors import LISTED_PROBLEMS, FtconvertError, IncompleteError, Problem, SourceError, SourceMissingError
+from converter.formats.outside import parse_json
 from converter.tensor import DTYPES, Array, Box, LazyTensor, TensorSpec, dtype_named, leaf
 
 METADATA = ".zarray"
@@ -87,7 +87,7 @@ def arrays(names: Collection[str], place: Place, index: str, known: Collection[s
 def _array(found: Arrays, name: str, metadata: bytes, chunks: Mapping[str, int], place: Place) -> None:
     where = f"{place.path}/{name}"
     try:
-        meta = json.loads(metadata)
+        meta = parse_json(metadata)
         shape, grain = tuple(map(int, meta["shape"])), tuple(map(int, meta["chunks"]))
         separator, compressor = meta.get("dimension_separator", "."), meta["compressor"]
         spec = TensorSpec(shape, element_type(meta["dtype"]))

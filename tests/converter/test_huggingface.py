@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import shutil
 from collections.abc import Callable
@@ -85,7 +86,7 @@ def test_there_and_back_it_is_the_same(source: Path, tmp_path: Path) -> None:
     assert ftconvert("hf-to-ft", hf, ft, "-t", 2, "--layout", "weights").exit_code == 0
     assert_same_model(source, ft)
     assert ftconvert("ft-to-hf", ft, again).exit_code == 0
-    assert_same_model(hf, again)
+    assert (hf / "model.safetensors").read_bytes() == (again / "model.safetensors").read_bytes()
     for folder, origin in ((hf, source), (jax, hf), (ft, hf), (again, ft)):
         result = ftconvert("verify", folder, "--source", origin)
         assert result.exit_code == 0, result.stderr
@@ -427,9 +428,15 @@ def test_elements_that_are_no_weights_are_refused(hf: Path, tmp_path: Path) -> N
     assert "int8" in message
 
 
-@pytest.mark.parametrize("own_head", [False, True])
-@pytest.mark.parametrize("stated", [False, True], ids=["untied", "tied"])
-@pytest.mark.parametrize("kind", ["T5", "MT5", "UMT5"])
+# a T5 that is scaled but has a head of its own is refused, see test_tied_weights_that_differ_are_refused
+SAVED = [
+    (kind, stated, own_head)
+    for kind, stated, own_head in itertools.product(["T5", "MT5", "UMT5"], [False, True], [False, True])
+    if not (kind == "T5" and stated and own_head)
+]
+
+
+@pytest.mark.parametrize(("kind", "stated", "own_head"), SAVED)
 def test_what_transformers_saves_is_understood(tmp_path: Path, kind: str, stated: bool, own_head: bool) -> None:
     """In both of its formats. transformers 5 marks an untied T5 by `scale_decoder_outputs`, the others not at all."""
     import torch
@@ -443,8 +450,6 @@ def test_what_transformers_saves_is_understood(tmp_path: Path, kind: str, stated
     kind_of_model = getattr(transformers, f"{kind}ForConditionalGeneration")
     model = kind_of_model(config).eval()
     if own_head:
-        if kind == "T5" and stated:
-            pytest.skip("scaled, with a head of its own: refused, see test_tied_weights_that_differ_are_refused")
         model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight * 2 + 1)
     model.save_pretrained(tmp_path / "saved", max_shard_size="5KB")
     result = ftconvert("hf-to-hf", tmp_path / "saved", tmp_path / "out")

@@ -490,7 +490,7 @@ def test_a_hostile_pattern_ends(tmp_path: Path, name: str, key: str, monkeypatch
     pattern = HOSTILE[name]
     value = {"alpha_pattern": {pattern: 1}, "layers_pattern": [pattern]}.get(key, pattern)
     started = time.monotonic()
-    refused(adapter(tmp_path, **{key: value, "layers_to_transform": [0]}), lora.short(pattern)[:60])
+    refused(adapter(tmp_path, **{key: value, "layers_to_transform": [0]}), lora_config.short(pattern)[:60])
     assert time.monotonic() - started < 2
 
 
