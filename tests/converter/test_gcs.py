@@ -9,6 +9,7 @@ import http.server
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -799,6 +800,42 @@ def test_both_ways(bucket: str, source: Path, undisturbed: dict[str, bytes], tmp
         result = ftconvert("inspect", path, "--json")
         assert result.exit_code == 0, result.stderr
         assert json.loads(result.stdout)["format"] == form
+
+
+def test_every_kind_of_source(
+    bucket: str, example: Path, golden: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Orbax's store, shards with their index, torch's archive, an adapter, a tokenizer: all from one bucket to another
+    place in it, and the same bytes as without one."""
+    import torch
+    from safetensors.torch import load_file
+
+    case, base = golden("t5_lora_fp32"), tmp_path / "base"
+    monkeypatch.setattr("converter.formats.huggingface.SHARD_BYTES", 100_000)
+    assert ftconvert("hf-to-hf", case / "base", base, "--dtype", "fp32").exit_code == 0
+    (base / "manifest.json").unlink()
+    shutil.copytree(case / "base", tmp_path / "torch", ignore=shutil.ignore_patterns("*.safetensors"))
+    torch.save(load_file(case / "base" / "model.safetensors"), tmp_path / "torch" / "pytorch_model.bin")
+    tokenizer = tmp_path / "tokenizer"
+    tokenizer.mkdir()
+    shutil.copy(example / "spiece.model", tokenizer)
+    commands: list[tuple[str, Path, dict[str, Path], tuple[str, ...]]] = [
+        ("jax-to-ft", golden("ul2_tied_orbax_f32"), {}, ("--model", "ul2", "--layout", "weights", "-t", "2")),
+        ("hf-to-hf", base, {"--lora": case / "adapter", "--tokenizer": tokenizer}, ("--dtype", "bf16")),
+        ("hf-to-jax", tmp_path / "torch", {}, ()),
+    ]
+    for number, (command, start, paths, options) in enumerate(commands):
+        here, local = f"{bucket}/{number}", tmp_path / f"local{number}"
+        remote = {option: upload(path, f"{here}{option}") for option, path in paths.items()}
+        uploaded, name = upload(start, f"{here}/source"), ("--name", "same")
+        for begin, end, given in ((start, local, paths), (uploaded, f"{here}/out", remote)):
+            flat = [str(word) for pair in given.items() for word in pair]
+            result = ftconvert(command, begin, end, *flat, *options, *name)
+            assert result.exit_code == 0, result.stderr
+        assert ftconvert("verify", f"{here}/out", "--source", uploaded).exit_code == 0
+        found, expected = there(f"{here}/out"), tree(local)
+        assert found.keys() == expected.keys()
+        assert {name for name in found if found[name] != expected[name]} == {"manifest.json"}, "it says whence"
 
 
 def test_a_bucket_itself_as_source_and_as_destination(
