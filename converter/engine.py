@@ -253,4 +253,20 @@ def _append(tensor: LazyTensor, box: Box, number: int, files: _Files) -> int:
 
 def as_bytes(array: Array) -> memoryview:
     """The elements in C order as plain bytes (bfloat16 exports no buffer itself); copies if not contiguous."""
-    return np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
+    return contiguous(array).reshape(-1).view(np.uint8).data
+
+
+# Elements of a tile that is transposed at a time. On 4096 x 4096 float32 this takes a quarter of numpy's time, which
+# walks down one column after the other; anything from (32, 128) to (128, 512) is about as good.
+TILE = (64, 256)
+
+
+def contiguous(array: Array) -> Array:
+    """The same elements in C order, the array itself where it is already; transposed views are copied in tiles."""
+    if array.ndim != 2 or array.flags.c_contiguous or array.strides[0] != array.itemsize:
+        return np.ascontiguousarray(array)
+    source, copy = array.T, np.empty(array.shape, array.dtype)
+    for i in range(0, source.shape[0], TILE[0]):
+        for j in range(0, source.shape[1], TILE[1]):
+            copy[j : j + TILE[1], i : i + TILE[0]] = source[i : i + TILE[0], j : j + TILE[1]].T
+    return copy
