@@ -2,10 +2,12 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+SIZES ?= base large
+BENCH ?=
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format clean
+.PHONY: help demo test lint format bench clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' Makefile
@@ -24,6 +26,9 @@ lint: $(VENV)/.all ## style, types
 format: $(VENV)/.all ## mend what can be mended by itself
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+bench: $(VENV)/.all ## time and memory against the disk and the peers' way, e.g. SIZES="base large"
+	$(BIN)/python -m benchmarks --sizes $(shell echo $(SIZES) | tr ' ' ,) $(BENCH)
 
 clean: ## remove the environment and everything made
 	rm -rf $(VENV) .build
