@@ -34,7 +34,8 @@ def copy(source: Path, destination: Path, nbytes: int) -> None:
             if output is None or not room:
                 if output is not None:
                     output.close()
-                output, room, number = open(destination / str(number), "wb", buffering=0), FILE, number + 1  # noqa: SIM115
+                output = open(destination / str(number), "wb", buffering=0)  # noqa: SIM115 (closed when it is full)
+                room, number = FILE, number + 1
             written = output.write(data[:room])
             room -= written
             data = data[written:]

@@ -16,7 +16,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import psutil  # type: ignore[import-untyped]
+import psutil
 
 SAMPLE, TREE_SAMPLE = 0.01, 0.1  # seconds between looks at the process, and at its children
 BLOCK = 8 << 20

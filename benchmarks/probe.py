@@ -51,7 +51,7 @@ def first_read(arguments: list[str]) -> None:
             os._exit(0)
         return leaf(self, *box)
 
-    tensor.LazyTensor.read = read  # type: ignore[method-assign,assignment]
+    setattr(tensor.LazyTensor, "read", read)  # noqa: B010 (a method is replaced, which types do not allow)
     _ftconvert(arguments)
 
 
@@ -73,7 +73,7 @@ def profile(arguments: list[str]) -> None:
     spent: dict[str, float] = {}
     for one in profilers:
         with contextlib.suppress(TypeError):  # a thread that called nothing
-            for (file, _, name), (_, _, own, *_) in pstats.Stats(one).stats.items():  # type: ignore[attr-defined]
+            for (file, _, name), (_, _, own, *_) in pstats.Stats(one).stats.items():  # type: ignore[attr-defined] # typeshed leaves it out
                 kind = _kind(file, name)
                 spent[kind] = spent.get(kind, 0.0) + own
     print(json.dumps({"whole": seconds, **spent}))

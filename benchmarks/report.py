@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -45,8 +44,8 @@ def write_docs(found: dict[str, Any], docs: Path) -> None:
     page = docs / "performance.md"
     text = page.read_text()
     for name, table in tables(found).items():
-        pattern = re.compile(rf"(<!-- {name} -->\n).*?(<!-- end -->)", re.DOTALL)
-        text = pattern.sub(lambda match, table=table: f"{match[1]}{table}\n{match[2]}", text)  # type: ignore[misc]
+        before, rest = text.split(f"<!-- {name} -->\n", 1)
+        text = f"{before}<!-- {name} -->\n{table}\n{rest[rest.index('<!-- end -->') :]}"
     page.write_text(text)
     for name, title, unit in (("seconds", "time", "s"), ("peak_bytes", "peak memory", "GiB")):
         (docs / f"performance-{title.split()[-1]}.svg").write_text(_picture(found["conversions"], name, title, unit))

@@ -22,8 +22,6 @@ from converter.tensor import dtype_named, short_name
 
 REPOSITORY, WEIGHTS = "repository", "weights"
 DEFAULT_BUDGET = 2 << 30  # bytes in flight
-# What can be converted into what, as the command line calls it.
-PAIRS = (("jax", "ft"), ("jax", "hf"), ("hf", "ft"), ("hf", "hf"), ("hf", "jax"), ("ft", "ft"), ("ft", "hf"))
 
 
 @dataclass(frozen=True)
@@ -33,7 +31,7 @@ class Request:
     source: str
     destination: str
     model: str = ""
-    pair: tuple[str, str] = ("jax", "ft")
+    pair: tuple[str, str] = ("jax", "ft")  # keys of formats
     name: str = ""
     model_version: int = 1
     tensor_parallel: int = 1

@@ -149,7 +149,7 @@ def write_gin(config: Config) -> Config:
 
 
 def activation(feed_forward_proj: str) -> Config:
-    """transformers works out the second from the first; here the arrays alone can state it, too."""
+    """What a `feed_forward_proj` states; whether it is gated is a key of its own, which the arrays alone can state."""
     return {"feed_forward_proj": feed_forward_proj, "is_gated_act": feed_forward_proj.startswith("gated-")}
 
 

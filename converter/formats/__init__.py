@@ -24,12 +24,9 @@ class Format:
     open: Callable[[Storage, str | None, int | None], Checkpoint]  # (folder, preset, step)
 
 
-HUB = "hub:"
-
-
 def is_hub(path: str) -> bool:
     """Whether this names a model of the Hugging Face Hub."""
-    return path.startswith(HUB)
+    return path.startswith(hub.SCHEME)
 
 
 def _open_fastertransformer(weights: Storage, model: str | None, step: int | None) -> Checkpoint:

@@ -15,12 +15,13 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from converter.checkpoint import Checkpoint, Companions, Source, agreed, with_defaults
 from converter.errors import Problem, SourceError, SourceMissingError, report
 from converter.families import FAMILIES, preset_named
-from converter.families.base import Config, Family, Repeat, Row, expand, read_rows, require_dims
+from converter.families.base import Config, Family, Repeat, Row, Weight, expand, read_rows, require_dims
 from converter.formats import lora, safetensors, shards
 from converter.formats.outside import load_json
 from converter.plan import OutputFile, Segment
@@ -71,8 +72,10 @@ def open(uri: str, model: str | None = None) -> Checkpoint:
         SourceError: a kind of model that is not known, or damaged: names everything that is missing or too much.
     """
     storage = open_storage(uri)
-    beside = companions(storage, (GENERATION, *TOKENIZER))
-    text = companions(storage, (CONFIG,)).read()[CONFIG]
+    beside = companions(storage, (CONFIG, GENERATION, *TOKENIZER))
+    if CONFIG not in beside.names:
+        raise SourceMissingError(f"{storage}: expected a Hugging Face model, found no {CONFIG}")
+    text = storage.read(CONFIG)
     stated = load_json(text, storage.path(CONFIG))
     family = _family(stated, storage)
     table = family.huggingface
@@ -105,8 +108,8 @@ def open(uri: str, model: str | None = None) -> Checkpoint:
         f"Hugging Face model, {stored.description}",
         derived=repeats,
         assumed=assumed,
-        stamp=storage.stamp((CONFIG, *stored.files, *beside.names)),
-        companions=(beside,),
+        stamp=storage.stamp((*stored.files, *beside.names)),
+        companions=(replace(beside, names={name: name for name in beside.names if name != CONFIG}),),
         adapters=(str(storage),) if lora.recognises(storage) else (),
     )
 
@@ -135,7 +138,7 @@ def _unset(key: str, value: Any, family: Family) -> bool:
     return value is None and key in family.defaults
 
 
-def _row(weight: Any) -> Row:
+def _row(weight: Weight) -> Row:
     return Row(weight.name, (weight.name,), each=weight.each, when=weight.when)
 
 

@@ -226,7 +226,7 @@ class Patterns:
 
     def match(self, shape: str, pattern: str, name: str) -> Any:
         """The match of `name` with the whole of `shape`, a pattern in which `{}` stands for the one from outside."""
-        import regex  # type: ignore[import-untyped]
+        import regex
 
         key = shape.replace("{}", pattern)
         if key in self.compiled and self.compiled[key] is None:

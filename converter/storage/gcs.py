@@ -53,7 +53,7 @@ LOG_IN = (
 @cache
 def _client() -> Any:
     """One client, so one pool of connections, for all threads; anonymous where STORAGE_EMULATOR_HOST is set."""
-    from google.cloud import storage  # type: ignore[import-untyped]
+    from google.cloud import storage
     from requests.adapters import HTTPAdapter
 
     client = storage.Client(project=None)  # a project is for those who create buckets
@@ -64,7 +64,7 @@ def _client() -> Any:
 
 def _retry() -> Any:
     """The library's rules: 408, 429, 5xx, lost connections and timeouts, after 1, 2, 4, ... seconds."""
-    from google.cloud.storage.retry import DEFAULT_RETRY  # type: ignore[import-untyped]
+    from google.cloud.storage.retry import DEFAULT_RETRY
 
     return DEFAULT_RETRY.with_timeout(PATIENCE)
 
@@ -94,7 +94,7 @@ class BucketStorage:
         if not BUCKET.fullmatch(bucket) or (prefix and {"", ".", ".."} & set(prefix.split("/"))):
             raise UsageError(f"{uri}: expected gs://bucket or gs://bucket/folder, without empty or dotted parts")
         try:
-            import google.cloud.storage  # type: ignore[import-untyped]  # noqa: F401
+            import google.cloud.storage  # noqa: F401 (only whether it is there)
         except ImportError as error:
             raise OptionsError(f"{uri}: buckets need google-cloud-storage: pip install 'ftconvert[gcs]'") from error
         return cls(bucket, prefix)
@@ -338,10 +338,10 @@ class BucketWriter:
         if answer.status_code in (HTTPStatus.NOT_FOUND, HTTPStatus.GONE):
             raise IncompleteError(f"{self._where}: the bucket has forgotten the upload half-way. {AGAIN}")
         if answer.status_code != HTTPStatus.PERMANENT_REDIRECT:  # its "go on"
-            raise from_http_response(answer)  # type: ignore[no-untyped-call]
+            raise from_http_response(answer)
         taken = int(answer.headers.get("Range", "bytes=0--1").partition("-")[2]) + 1
         if not self._sent < taken <= end or total == str(taken):
-            raise ServiceUnavailable("the bucket took nothing")  # type: ignore[no-untyped-call]
+            raise ServiceUnavailable("the bucket took nothing")
         self._sent = taken
         return {}
 
@@ -390,7 +390,7 @@ def _translated(where: str, missing: str = "no such object", writing: bool = Fal
     import urllib3
     from google.api_core.exceptions import GoogleAPIError
     from google.auth.exceptions import GoogleAuthError
-    from google.cloud.storage.exceptions import DataCorruption, InvalidResponse  # type: ignore[import-untyped]
+    from google.cloud.storage.exceptions import DataCorruption, InvalidResponse
 
     try:
         yield
@@ -445,7 +445,7 @@ def _refused(error: Exception, where: str, missing: str, writing: bool) -> Ftcon
 def _said(error: Exception) -> str:
     """The bucket's own words, if it has any that may be shown: a sentence, in JSON or as it is."""
     try:
-        text: str = error.response.text  # type: ignore[attr-defined]
+        text: str = error.response.text  # type: ignore[attr-defined] # not all have one: AttributeError
         with suppress(ValueError):
             text = json.loads(text)["error"]["message"]
         return f": {text}" if text and len(text) < 500 and not re.search(r"[<\n]|://", text) else ""
