@@ -219,14 +219,13 @@ def grouped(files: Sequence[OutputFile]) -> tuple[Group, ...]:
 def band_bytes(tensor: LazyTensor, rows: int) -> int:
     """Bytes in flight for a band of so many rows of the first axis.
 
-    What it takes of each source, the array made of that and a contiguous copy of it; and two of the units that storage
-    reads whole (if there are as many): one that is decoded while the next one arrives.
+    What it takes of each source, the array made of that and a contiguous copy of it, and what reading takes beside it.
     """
     band = rows_of(tensor, 0, rows)
     sources = list(tensor.leaf_boxes(rows_of(tensor, 0, max(1, rows))))
     taken = sum(part.size * leaf.spec.dtype.itemsize for leaf, part in sources) if rows else 0
-    units = max((min(2 * unit_bytes(leaf), leaf.spec.nbytes) for leaf, _ in sources), default=0)
-    return units + taken + 2 * band.size * tensor.spec.dtype.itemsize
+    scratch = max((leaf.scratch for leaf, _ in sources), default=0)
+    return scratch + taken + 2 * band.size * tensor.spec.dtype.itemsize
 
 
 def unit_bytes(leaf: LazyTensor) -> int:
@@ -251,8 +250,8 @@ def bands(tensor: LazyTensor, limit: int) -> Iterator[Box]:
 
     Below a grain storage reads the same bytes for several bands: slow, but within the budget. A row is never cut.
 
-    Example: [100, 8] float32 in grains of 10 rows: two grains are 640 bytes, a row is 32 taken, 32 made, 32 copied;
-    so a limit of 2,600 gives (2,600 - 640) // 96 = 20 rows.
+    Example: [100, 8] float32 in grains of 10 rows, 640 bytes beside them: a row is 32 taken, 32 made, 32 copied; so a
+    limit of 2,600 gives (2,600 - 640) // 96 = 20 rows.
     """
     rows = tensor.spec.shape[0] if tensor.spec.shape else 1
     row = band_bytes(tensor, 2) - band_bytes(tensor, 1)

@@ -144,6 +144,7 @@ class LazyTensor:
         origin: how it came about, e.g. `transpose(target.encoder...)`; for messages and for the plan's digest.
         grain: per axis, the stretch that storage can only read whole (a zarr chunk, a row of a raw file). Boxes whose
             edges are multiples of it never make storage read or decompress the same bytes twice.
+        scratch: bytes that reading a leaf takes beside the array that it returns.
         inputs, needs, compute: see the module's text. A leaf has no inputs; its `compute(box)` reads.
     """
 
@@ -153,6 +154,7 @@ class LazyTensor:
     compute: Callable[..., Array]
     inputs: tuple[LazyTensor, ...] = ()
     needs: Callable[[Box], tuple[Box, ...]] = lambda box: ()
+    scratch: int = 0
 
     @property
     def box(self) -> Box:
@@ -193,9 +195,11 @@ class LazyTensor:
         return replace(self, inputs=tuple(tensor.over(replacements) for tensor in self.inputs))
 
 
-def leaf(spec: TensorSpec, origin: str, grain: Sequence[int], read: Callable[[Box], Array]) -> LazyTensor:
+def leaf(
+    spec: TensorSpec, origin: str, grain: Sequence[int], read: Callable[[Box], Array], scratch: int = 0
+) -> LazyTensor:
     """A tensor that lies in storage; `read(box)` returns `box.shape` elements of `spec.dtype`."""
-    return LazyTensor(spec, origin, tuple(grain), read)
+    return LazyTensor(spec, origin, tuple(grain), read, scratch=scratch)
 
 
 def in_memory(array: Array, origin: str) -> LazyTensor:

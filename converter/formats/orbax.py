@@ -24,7 +24,7 @@ from typing import Any
 from urllib.parse import unquote
 
 from converter.errors import Problem, SourceError
-from converter.formats import zarr
+from converter.formats import zarr, zarr_chunks
 from converter.formats.outside import load_json
 from converter.storage import Storage
 
@@ -100,7 +100,8 @@ def read(folder: Storage, index: bytes, files: Mapping[str, int], model: str) ->
     if ocdbt:
         place, problems = _ocdbt(state, there, not stores_fill, model)
     else:
-        place, problems = zarr.Place(str(state), there, state.read, state.kvstore, absent_is_fill=not stores_fill), []
+        place = zarr.Place(str(state), there, state.read, state.kvstore, state, absent_is_fill=not stores_fill)
+        problems = []
     names = [name for name, kind in leaves.items() if kind in ARRAYS]
     found = zarr.arrays(names, place, METADATA, leaves, model)
     found.problems += problems
@@ -148,17 +149,17 @@ def _ocdbt(
             if key.startswith(model) and file and files.get(file, -1) < stop
         ]
     except (ValueError, RuntimeError) as error:
-        raise zarr.tensorstore_error(error, where) from error
+        raise zarr_chunks.tensorstore_error(error, where) from error
 
     def read(key: str) -> bytes:
         try:
             value: bytes = store.read(key).result().value
         except (ValueError, RuntimeError) as error:
-            raise zarr.tensorstore_error(error, f"{where}/{key}") from error
+            raise zarr_chunks.tensorstore_error(error, f"{where}/{key}") from error
         return value
 
     sizes = {key: stop - start for key, (_, start, stop) in values.items()}
-    return zarr.Place(where, sizes, read, lambda name: kvstore(f"{name}/"), context, absent_is_fill), problems
+    return zarr.Place(where, sizes, read, lambda name: kvstore(f"{name}/"), None, context, absent_is_fill), problems
 
 
 Stretch = tuple[str, int, int]  # (file, start, stop)

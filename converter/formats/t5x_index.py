@@ -40,7 +40,7 @@ def read(storage: Storage, index: bytes, files: Mapping[str, int], model: str) -
     """
     leaves = {f"{model}{name}": value for name, value in _target(index, storage).items()}
     specs = {name: value for name, value in leaves.items() if isinstance(value, dict)}
-    place = zarr.Place(str(storage), files, storage.read, storage.kvstore)
+    place = zarr.Place(str(storage), files, storage.read, storage.kvstore, storage)
     found = zarr.arrays(specs, place, "the index", leaves, model)
     for name, value in leaves.items():
         if isinstance(value, np.ndarray):

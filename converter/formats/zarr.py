@@ -1,4 +1,4 @@
-"""zarr v2 arrays as leaves: their metadata, whether their chunks are all there, and TensorStore to read them.
+"""zarr v2 arrays as leaves: their metadata, and whether their chunks are all there; read in zarr_chunks.py.
 
     <array>/.zarray   shape, chunks, dtype, compressor
     <array>/1.0       one chunk; edge chunks are stored full size
@@ -16,14 +16,15 @@ import math
 from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from functools import cache
 from typing import Any
 
 import numpy as np
 
-from converter.errors import LISTED_PROBLEMS, FtconvertError, IncompleteError, Problem, SourceError, SourceMissingError
+from converter.errors import LISTED_PROBLEMS, Problem
+from converter.formats import zarr_chunks
 from converter.formats.outside import parse_json
-from converter.tensor import DTYPES, Array, Box, LazyTensor, TensorSpec, dtype_named, leaf
+from converter.storage import Storage
+from converter.tensor import DTYPES, LazyTensor, TensorSpec, dtype_named
 
 METADATA = ".zarray"
 READERS = 16  # small reads at a time: in a bucket each one waits for an answer
@@ -38,6 +39,7 @@ class Place:
         files: name -> bytes of every chunk and every `.zarray`.
         read: the bytes of one of them.
         kvstore: TensorStore's key-value store for one array.
+        storage: where these files lie; None for the values of a key-value store.
         context: resources that all its arrays share in TensorStore.
         absent_is_fill: whether the writer left out chunks that hold nothing but the fill value.
     """
@@ -46,6 +48,7 @@ class Place:
     files: Mapping[str, int]
     read: Callable[[str], bytes]
     kvstore: Callable[[str], Mapping[str, Any]]
+    storage: Storage | None = None
     context: Any = None
     absent_is_fill: bool = False
 
@@ -126,7 +129,7 @@ def _array(found: Arrays, name: str, metadata: bytes, chunks: Mapping[str, int],
         elif size > chunk_bytes + chunk_bytes // 8 + SMALL:  # what is packed becomes no longer, unless it is no chunk
             expected = f"chunk {chunk} of at most {chunk_bytes} bytes, packed"
             found.problems.append(Problem(name, expected, f"{size} bytes", source=where))
-    found.tensors[name] = leaf(spec, name, grain, _reader(name, place))
+    found.tensors[name] = _tensor(name, spec, grain, separator, compressor, place, name in found.filled)
 
 
 def element_type(name: str) -> np.dtype[Any]:
@@ -139,40 +142,13 @@ def element_type(name: str) -> np.dtype[Any]:
     return dtype
 
 
-def _reader(name: str, place: Place) -> Callable[[Box], Array]:
-    """A function that reads a box of the array through TensorStore, opened at the first call."""
-
-    @cache
-    def store() -> Any:
-        import tensorstore
-
-        # a chunk that goes missing after it was checked must not be read as zeros
-        spec = {"driver": "zarr", "kvstore": place.kvstore(name), "fill_missing_data_reads": place.absent_is_fill}
-        return tensorstore.open(spec, open=True, read=True, write=False, context=place.context).result()
-
-    def read(box: Box) -> Array:
-        try:
-            array: Array = store()[box.slices].read(order="C").result()
-        except (ValueError, RuntimeError) as error:
-            raise tensorstore_error(error, f"{place.path}/{name}") from error
-        return array
-
-    return read
-
-
-# TensorStore's status codes come as the first word of a message, whatever the class of the exception
-UNREACHABLE = ("UNAVAILABLE", "DEADLINE_EXCEEDED", "ABORTED", "CANCELLED", "RESOURCE_EXHAUSTED")
-FORBIDDEN = ("PERMISSION_DENIED", "UNAUTHENTICATED")
-
-
-def tensorstore_error(error: Exception, where: str) -> FtconvertError:
-    """The project's error for one of TensorStore while reading."""
-    text = str(error).partition(" [tensorstore_spec=")[0]  # a page of JSON that says where, again
-    status = text.partition(":")[0]
-    if status in UNREACHABLE:
-        return IncompleteError(f"{where}: cannot be reached. Run the same command again; it goes on.\n  {text}")
-    if status in FORBIDDEN:
-        return SourceMissingError(
-            f"{where}: may not be read. A bucket needs roles/storage.objectViewer, and a login.\n  {text}"
-        )
-    return SourceError(f"{where}: cannot be decoded; the file is damaged. Copy or save it again.\n  {text}")
+def _tensor(
+    name: str, spec: TensorSpec, grain: tuple[int, ...], separator: str, compressor: Any, place: Place, filled: bool
+) -> LazyTensor:
+    packed = compressor and compressor.get("id")
+    if place.storage and spec.shape and not filled and packed in (None, *zarr_chunks.WINDOWS):
+        chunk = TensorSpec(grain, spec.dtype)
+        return zarr_chunks.Chunked(place.storage, place.files, name, spec, chunk, separator, packed).tensor()
+    return zarr_chunks.through_tensorstore(
+        name, spec, grain, place.kvstore(name), place.absent_is_fill, place.context, f"{place.path}/{name}"
+    )

@@ -36,6 +36,8 @@ class Storage(Target, Protocol):
         IncompleteError: an error that a retry may mend.
     """
 
+    block: int  # bytes that are worth a read of their own, where a file is read piece by piece
+
     @property
     def name(self) -> str:
         """The folder's own name, the last part of its path."""

@@ -77,6 +77,10 @@ def _options() -> dict[str, Any]:
 class BucketStorage:
     """A folder `gs://bucket/prefix`; names are relative to it and use `/`."""
 
+    block = (
+        8 << 20
+    )  # what arrives in the time that a request takes until its first byte, or in two or three times of it
+
     def __init__(self, bucket: str, prefix: str = "") -> None:
         self.bucket, self.prefix = bucket, prefix
         self._stated: dict[str, str] = {}  # what the last listing said of checksums: no request for each of them

@@ -15,7 +15,7 @@ from typing import Any
 
 import crc32c
 
-from converter.errors import DestinationError, FtconvertError, IncompleteError, SourceError
+from converter.errors import DestinationError, FtconvertError, IncompleteError, SourceError, SourceMissingError
 from converter.storage.base import TEMPORARY, Buffer, Storage
 
 BLOCK = 8 << 20  # bytes read at a time for a checksum
@@ -23,6 +23,8 @@ BLOCK = 8 << 20  # bytes read at a time for a checksum
 
 class LocalStorage:
     """A folder on this machine; paths are relative to it and use `/`."""
+
+    block = 1 << 20  # it is still in the processor's cache when it is copied on
 
     def __init__(self, root: str | os.PathLike[str]) -> None:
         self.root = Path(root)
@@ -88,13 +90,16 @@ class LocalStorage:
         """Bytes of a file, `size` of them from `start` (all without a size).
 
         Raises:
-            SourceError: the file ends before that.
+            SourceMissingError: there is no such file (any more).
+            SourceError: it ends before that.
             IncompleteError: the system cannot read it.
         """
         try:
             with open(self.path(name), "rb") as file:
                 file.seek(start)
                 data = file.read() if size is None else file.read(size)
+        except FileNotFoundError as error:
+            raise SourceMissingError(f"{self.path(name)}: no such file") from error
         except OSError as error:
             raise io_error(error, self.path(name)) from error
         if size is not None and len(data) != size:

@@ -189,11 +189,11 @@ def test_a_missing_chunk_is_seen_by_the_plan(tmp_path: Path, how: str) -> None:
 
 def test_a_chunk_that_goes_missing_after_the_plan_is_not_read_as_zeros(step: Path) -> None:
     from converter.convert import Request, convert, prepare
-    from converter.errors import SourceError
+    from converter.errors import SourceMissingError
 
     conversion = prepare(Request(str(step.parent), str(step.parent.parent / "out"), "ul2"))
     (step / QUERY / "0.0").unlink()
-    with pytest.raises(SourceError, match="missing"):
+    with pytest.raises(SourceMissingError, match=r"query.kernel/0\.0: no such file"):
         convert(conversion)
     assert not list((step.parent.parent / "out").rglob("manifest.json"))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Callable
@@ -25,7 +26,7 @@ FP32 = np.dtype(np.float32)
 
 @dataclass
 class Leaf:
-    """A tensor in storage that notes every read; grain rows at a time."""
+    """A tensor in storage that notes every read; grain rows at a time, two of them beside what it returns."""
 
     shape: tuple[int, ...]
     name: str = "x"
@@ -37,7 +38,8 @@ class Leaf:
     def __post_init__(self) -> None:
         self.array = np.random.default_rng(len(self.name)).standard_normal(self.shape).astype(np.float32)
         grain = self.grain or self.shape
-        self.tensor = leaf(TensorSpec(self.shape, FP32), self.name, grain, self.read)
+        spec = TensorSpec(self.shape, FP32)
+        self.tensor = leaf(spec, self.name, grain, self.read, min(2 * 4 * math.prod(grain), spec.nbytes))
 
     def read(self, box: Box) -> Any:
         self.reads.append(box)

@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 
 from converter import errors
 from converter.convert import Request, convert, prepare
-from converter.formats import orbax, t5x, zarr
+from converter.formats import orbax, t5x, zarr, zarr_chunks
 from converter.storage import LocalStorage
 from converter.tensor import dtype_named
 
@@ -574,7 +574,7 @@ def test_orbax_stores_zeros_too(tmp_path: Path, zeros: bool) -> None:
     ],
 )
 def test_what_tensorstore_says(status: str, expected: type[errors.FtconvertError]) -> None:
-    error = zarr.tensorstore_error(ValueError(f"{status}: of \"a\" [tensorstore_spec='{{}}']"), "gs://bucket/a")
+    error = zarr_chunks.tensorstore_error(ValueError(f"{status}: of \"a\" [tensorstore_spec='{{}}']"), "gs://bucket/a")
     assert type(error) is expected
     assert str(error).startswith("gs://bucket/a: ")
     assert str(error).endswith(f'{status}: of "a"')

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
+
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
@@ -15,8 +18,9 @@ FP32 = np.dtype(np.float32)
 
 
 def source(*shape: int, grain: tuple[int, ...] | None = None, name: str = "x") -> LazyTensor:
-    tensor = placeholder(TensorSpec(shape, FP32), name)
-    return tensor if grain is None else LazyTensor(tensor.spec, name, grain, tensor.compute)
+    """Reading it takes two grains beside what is returned."""
+    tensor, grain = placeholder(TensorSpec(shape, FP32), name), grain or (1,) * len(shape)
+    return replace(tensor, grain=grain, scratch=min(2 * 4 * math.prod(grain), tensor.spec.nbytes))
 
 
 def whole(path: str, tensor: LazyTensor) -> OutputFile:
