@@ -9,10 +9,11 @@ at their next band; a file that was not finished leaves nothing behind.
 
 from __future__ import annotations
 
+import ctypes
 import threading
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -112,6 +113,7 @@ def run(
         SourceError: damaged source, or a value that does not fit the written type.
         IncompleteError: the disk filled up, or another error of the system.
     """
+    _share_one_heap()
     work = _Run(storage, limits, ByteBudget(limits.budget), frozenset(done), finished, progress)
     # The largest first: a small one at the end keeps no thread waiting for long.
     groups = sorted((group for group in plan.groups if group.leaves), key=lambda group: -group.source_nbytes)
@@ -131,6 +133,19 @@ def run(
     for group in plan.groups:
         if not group.leaves:
             work.write_group(group)
+
+
+M_ARENA_MAX = -8  # glibc, malloc.h
+
+
+def _share_one_heap() -> None:
+    """Have the C library keep freed memory where all threads can use it.
+
+    glibc gives each thread a heap of its own: with two threads and a budget of 64 MiB that took 92 MiB instead of 29.
+    Allocations are few and large here, so nobody waits for the one lock.
+    """
+    with suppress(AttributeError, OSError, TypeError):  # another C library
+        ctypes.CDLL(None).mallopt(M_ARENA_MAX, 1)
 
 
 @dataclass(frozen=True)
