@@ -183,7 +183,7 @@ class Plan:
 
     @cached_property
     def minimum_budget(self) -> int:
-        """The smallest memory budget that can do it: two or three of the largest chunks."""
+        """The smallest memory budget that can do it: the largest packed chunk and what belongs to it."""
         return max((group.minimum for group in self.groups), default=0)
 
     @cached_property
