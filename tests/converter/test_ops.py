@@ -93,6 +93,14 @@ def test_a_finite_value_never_becomes_infinite(dtype: str, value: float) -> None
 
 
 @pytest.mark.parametrize("dtype", ["fp16", "bf16"])
+def test_what_is_not_finite_is_seen_in_its_bits(dtype: str) -> None:
+    array = np.arange(1 << 16, dtype=np.uint16).view(dtype_named(dtype))
+    with np.errstate(invalid="ignore"):
+        finite = np.isfinite(array)
+    assert [ops._all_exponent_bits(array[i : i + 1]) for i in range(array.size)] == (~finite).tolist()
+
+
+@pytest.mark.parametrize("dtype", ["fp16", "bf16"])
 def test_infinite_and_nan_stay_what_they_are(dtype: str) -> None:
     array = np.array([np.inf, -np.inf, np.nan, 65504.0], np.float32)
     found = ops.cast(in_memory(array, "x"), dtype_named(dtype)).read().astype(np.float32)
