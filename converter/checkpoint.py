@@ -10,8 +10,8 @@ import numpy as np
 
 from converter import ops
 from converter.errors import Problem, SourceError, report
-from converter.families import family_named
-from converter.families.base import Config, Family, Repeat, Tensors, expand
+from converter.families import family_named, preset_named
+from converter.families.base import Config, Family, Folded, Repeat, Tensors, expand, write_rows
 from converter.plan import BAND_BYTES, bands
 from converter.storage import Storage
 from converter.tensor import widest
@@ -117,6 +117,18 @@ def as_equivalent(model: Checkpoint) -> Checkpoint:
     return replace(model, family=family, config=config, tensors=tensors, derived={**model.derived, **repeats})
 
 
+def fold(model: Checkpoint, folded: Folded) -> Checkpoint:
+    """The model with some of its tensors multiplied into others, and a note that says so; itself without them."""
+    features = model.family.features(model.config)
+    if folded.when not in features:
+        return model
+    changed = write_rows(expand(folded.rows, model.config, features), model.tensors)
+    config = {**model.config, **folded.config(model.config)}
+    tensors = {**model.tensors, **changed}
+    kept = {name: tensors[name] for name in model.family.specs(config, model.widest_dtype)}
+    return replace(model, config=config, tensors=kept, notes=(*model.notes, folded.why))
+
+
 def check_repeats(checkpoint: Checkpoint) -> None:
     """Stored tensors that only repeat others must equal them, bit for bit. Reads both, a band at a time.
 
@@ -157,6 +169,23 @@ def agreed(statements: Sequence[Statement], where: str) -> dict[str, Any]:
         mend = "Give the --model that the checkpoint was trained as, or mend its config."
         raise SourceError(report("the checkpoint is described in two ways", problems, mend))
     return merged
+
+
+def preset_statement(model: str, vocabulary: Any) -> Statement:
+    """What `--model` states of a checkpoint with so many tokens.
+
+    Sizes are not its affair: of a smaller vocabulary it cannot know which tokens are special.
+
+    Raises:
+        UsageError: no such preset.
+    """
+    family, preset = preset_named(model)
+    foreign = {
+        key
+        for key in family.token_ids
+        if isinstance(vocabulary, int) and isinstance(preset.config.get(key), int) and preset.config[key] >= vocabulary
+    }
+    return f"--model {model}", {key: value for key, value in preset.config.items() if key not in foreign}
 
 
 def with_defaults(family: Family, config: dict[str, Any]) -> tuple[dict[str, Any], tuple[str, ...]]:

@@ -115,7 +115,8 @@ TARGET_HELP = {
     "hf": "DESTINATION gets config.json, model*.safetensors, generation_config.json and the tokenizer.",
     "jax": "DESTINATION gets config.gin and checkpoint_<step>/ in T5X's own container.",
 }
-PRESETS = "t5, t5-v1.1, flan-t5, ul2, flan-ul2, mt5, umt5, byt5"
+T5X_PRESETS = "t5, t5-v1.1, flan-t5, ul2, flan-ul2, mt5, umt5, byt5"
+PRESETS = f"{T5X_PRESETS}, gpt2, opt, bloom, gptj, gptneox"
 
 Option = Callable[[Callable[..., None]], Callable[..., None]]
 
@@ -123,7 +124,7 @@ Option = Callable[[Callable[..., None]], Callable[..., None]]
 def _options(source: str, target: str) -> list[Option]:
     """The options of one pair, in the order of its help."""
     dtypes = ["fp32", "fp16", "bf16"]
-    model = f"What was trained: {PRESETS}."
+    model = f"What was trained: {T5X_PRESETS}."
     if source != "jax":
         model = f"What it has to be: {PRESETS}.  [default: whatever it says it is]"
     options = [
@@ -157,7 +158,7 @@ def _options(source: str, target: str) -> list[Option]:
                 "--compute-dtype",
                 type=click.Choice(dtypes),
                 default=None,
-                help="`data_type` in config.pbtxt.  [default: bf16]",
+                help="`data_type` in config.pbtxt.  [default: bf16 for T5, fp16 for GPT-NeoX, else the type written]",
             )
         )
     if source == "jax":

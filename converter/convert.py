@@ -12,8 +12,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from converter import engine, manifest
-from converter.checkpoint import Checkpoint, as_equivalent, check_repeats
-from converter.errors import DestinationError, SourceError, UsageError
+from converter.checkpoint import Checkpoint, check_repeats
+from converter.errors import DestinationError, OptionsError, SourceError, UsageError
 from converter.formats import adapter_folder, fastertransformer, huggingface, is_hub, lora, open_any, t5x, t5x_writer
 from converter.manifest import Destination, File, Journal, Manifest
 from converter.plan import OutputFile, Plan
@@ -116,6 +116,8 @@ def prepare(request: Request) -> Conversion:
         opened = lora.merge(opened, adapter_folder(request.lora))
     layout = request.layout or (REPOSITORY if target == "ft" else WEIGHTS)
     request = replace(request, name=name, layout=layout)
+    if target == "ft":
+        opened = fastertransformer.expressible(opened)
     model, files, own_options = _TARGETS[target](request, opened.cast(dtype))
     plan = Plan(tuple(files))
     options = {"model": request.model, "name": name, "dtype": short_name(dtype), "layout": layout, **own_options}
@@ -136,16 +138,21 @@ Laid = tuple[Checkpoint, list[OutputFile], dict[str, Any]]  # the model as it is
 
 
 def _to_fastertransformer(request: Request, model: Checkpoint) -> Laid:
-    if model.family.fastertransformer is None:
-        model = as_equivalent(model)
     table = fastertransformer.layout_of(model.family)
     fastertransformer.check_divisible(model.config, table.layers, request.pipeline_parallel, "--pipeline-parallel")
+    compute_dtype = request.compute_dtype or table.compute_dtype or short_name(model.widest_dtype)
+    if compute_dtype not in table.compute_dtypes:
+        allowed = " and ".join(table.compute_dtypes)
+        raise OptionsError(
+            f"--compute-dtype {compute_dtype}: FasterTransformer's {table.model_type} has only {allowed}"
+        )
     options = {
         "tensor_parallel": request.tensor_parallel,
         "pipeline_parallel": request.pipeline_parallel,
-        "compute_dtype": request.compute_dtype or table.compute_dtype or short_name(model.widest_dtype),
+        "compute_dtype": compute_dtype,
     }
-    return model, fastertransformer.outputs(model, request.tensor_parallel, request.name), options
+    files = fastertransformer.outputs(model, request.tensor_parallel, request.name)
+    return _with_note(model, table.caveat(model.config)), files, options
 
 
 def _to_huggingface(request: Request, model: Checkpoint) -> Laid:

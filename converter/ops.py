@@ -28,6 +28,20 @@ def transpose(tensor: LazyTensor) -> LazyTensor:
     )
 
 
+def swap_axes(tensor: LazyTensor, axis: int) -> LazyTensor:
+    """[a, h, n, b] -> [a, n, h, b] for axis 1: an axis and the next one change places. A view."""
+    axes = list(range(len(tensor.spec.shape)))
+    axes[axis], axes[axis + 1] = axis + 1, axis
+    return LazyTensor(
+        TensorSpec(tuple(tensor.spec.shape[i] for i in axes), tensor.spec.dtype),
+        f"swap_axes({tensor.origin}, {axis})",
+        tuple(tensor.grain[i] for i in axes),
+        lambda box, array: array.swapaxes(axis, axis + 1),
+        (tensor,),
+        lambda box: (box.permuted(axes),),
+    )
+
+
 def stack(tensors: Sequence[LazyTensor], axis: int) -> LazyTensor:
     """n x [a, b] -> [a, n, b] for axis 1. All inputs have one shape and dtype."""
     spec = tensors[0].spec
@@ -121,6 +135,31 @@ def merge_axes(tensor: LazyTensor, axis: int) -> LazyTensor:
         TensorSpec((*shape[:axis], shape[axis] * inner, *shape[axis + 2 :]), tensor.spec.dtype),
         f"merge_axes({tensor.origin}, {axis})",
         (*tensor.grain[:axis], tensor.grain[axis] * inner, *tensor.grain[axis + 2 :]),
+        compute,
+        (tensor,),
+        needs,
+    )
+
+
+def split_axis(tensor: LazyTensor, axis: int, parts: int) -> LazyTensor:
+    """[a, h * d, b] -> [a, h, d, b] for axis 1 and h parts: the inverse of `merge_axes`."""
+    shape, inner = tensor.spec.shape, tensor.spec.shape[axis] // parts
+    if inner * parts != shape[axis]:
+        raise ValueError(f"split_axis needs a multiple of {parts} on axis {axis}, got {tensor.spec}")
+
+    def needs(box: Box) -> tuple[Box, ...]:
+        whole = box.dropped(axis + 1)
+        return (whole.along(axis, box.start[axis] * inner, box.stop[axis] * inner),)
+
+    def compute(box: Box, array: Array) -> Array:
+        split = array.reshape(*array.shape[:axis], -1, inner, *array.shape[axis + 1 :])
+        return split[(*(slice(None),) * (axis + 1), slice(box.start[axis + 1], box.stop[axis + 1]))]
+
+    unit = math.lcm(tensor.grain[axis], inner) // inner
+    return LazyTensor(
+        TensorSpec((*shape[:axis], parts, inner, *shape[axis + 1 :]), tensor.spec.dtype),
+        f"split_axis({tensor.origin}, {axis}, {parts})",
+        (*tensor.grain[:axis], min(unit, parts), inner, *tensor.grain[axis + 1 :]),
         compute,
         (tensor,),
         needs,

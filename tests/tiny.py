@@ -6,6 +6,7 @@ TensorStore the arrays.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import tensorstore
+from safetensors.numpy import save_file
 
 from converter.tensor import dtype_named
 
@@ -180,3 +182,57 @@ def t5x_checkpoint(base: Path, sizes: T5 | None = None, dtype: str = "float32", 
     sizes = sizes or T5()
     write_t5x(base, t5_arrays(sizes, dtype, seed), **{"gin": t5_gin(sizes), **options})
     return base
+
+
+# ------------------------------------------------------------------------------------- decoders, saved as Hugging Face
+
+
+@dataclass(frozen=True)
+class Model:
+    """A Hugging Face model: config.json and its tensors under transformers' names."""
+
+    config: dict[str, Any]
+    arrays: Arrays
+
+    def save(self, folder: Path) -> Path:
+        """Write the folder, as transformers would, and return it."""
+        folder.mkdir(parents=True)
+        (folder / "config.json").write_text(json.dumps(self.config))
+        save_file(self.arrays, folder / "model.safetensors", {"format": "pt"})
+        return folder
+
+
+def random_model(config: dict[str, Any], shapes: dict[str, tuple[int, ...]], dtype: str, seed: int) -> Model:
+    """Random weights; norms near one, so that logits differ enough to be compared."""
+    random = np.random.default_rng(seed)
+    arrays = {name: random.standard_normal(shape).astype(np.float32) * 0.3 for name, shape in shapes.items()}
+    for name in arrays:
+        if ("norm" in name or "ln_" in name) and name.endswith("weight"):
+            arrays[name] += 1
+    return Model(config, {name: array.astype(dtype_named(dtype)) for name, array in arrays.items()})
+
+
+def gpt2(dtype: str = "float32", seed: int = 0, **changes: Any) -> Model:
+    """A GPT-2 of random weights; `changes` go into its config."""
+    sizes = {"vocab_size": 29, "n_positions": 19, "n_embd": 16, "n_head": 4, "n_layer": 2, "n_inner": 24}
+    tokens = {"bos_token_id": 5, "eos_token_id": 7}
+    config = {"architectures": ["GPT2LMHeadModel"], "model_type": "gpt2", **sizes, **tokens, **changes}
+    d, inner = config["n_embd"], config["n_inner"] or 4 * config["n_embd"]
+    shapes: dict[str, tuple[int, ...]] = {
+        "transformer.wte.weight": (config["vocab_size"], d),
+        "transformer.wpe.weight": (config["n_positions"], d),
+        **pair("transformer.ln_f", d),
+    }
+    for i in range(config["n_layer"]):
+        layer = f"transformer.h.{i}"
+        shapes |= {**pair(f"{layer}.ln_1", d), **pair(f"{layer}.ln_2", d)}
+        shapes |= {**pair(f"{layer}.attn.c_attn", d, 3 * d), **pair(f"{layer}.attn.c_proj", d, d)}
+        shapes |= {**pair(f"{layer}.mlp.c_fc", d, inner), **pair(f"{layer}.mlp.c_proj", inner, d)}
+    if not config.get("tie_word_embeddings", True):
+        shapes["lm_head.weight"] = (config["vocab_size"], d)
+    return random_model(config, shapes, dtype, seed)
+
+
+def pair(module: str, *weight: int) -> dict[str, tuple[int, ...]]:
+    """Shapes of a module whose bias is as long as the last axis of its weight: a norm, a Conv1D."""
+    return {f"{module}.weight": weight, f"{module}.bias": weight[-1:]}

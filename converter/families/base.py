@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple, TypeVar
 
@@ -19,7 +19,7 @@ import numpy as np
 
 from converter import ops
 from converter.errors import Problem, SourceError, report
-from converter.tensor import LazyTensor, TensorSpec, placeholder
+from converter.tensor import DTYPES, LazyTensor, TensorSpec, placeholder
 
 Config = Mapping[str, Any]  # a Hugging-Face-style config: {"d_model": 4096, "num_heads": 16, ...}
 Tensors = Mapping[str, LazyTensor]
@@ -40,6 +40,7 @@ class Layout:
 
 COPY = Layout("copy", lambda tensors: tensors[0], lambda stored: (stored,))
 TRANSPOSE = Layout("transpose", lambda tensors: ops.transpose(tensors[0]), lambda stored: (ops.transpose(stored),))
+STACKED = Layout("stacked", lambda tensors: ops.stack(tensors, axis=0), lambda stored: ops.unstack(stored, axis=0))
 # n canonical [out, in] -> one stored [in, n, out]: FasterTransformer's fused q, k, v
 STACKED_TRANSPOSES = Layout(
     "stacked transposes",
@@ -79,9 +80,10 @@ class Weight:
 class Row:
     """A stored tensor: which canonical tensors it is made of, how, and which axis tensor parallelism splits.
 
-    A `derived` row is written, and on reading checked against the tensors it repeats, then dropped. With `across`, a
-    config key, the one stored tensor holds the canonical ones of all layers, and `of` is expanded over them. `shape` is
-    the stored shape in words of the config, where the layout cannot give it.
+    A `derived` row is written, and on reading checked against the tensors it repeats, then dropped. A `lossy` one says
+    why: what is read back is the nearest value, and writes the same bits again. With `across`, a config key, the one
+    stored tensor holds the canonical ones of all layers, and `of` is expanded over them. `shape` is the stored shape in
+    words of the config, where the layout cannot give it.
     """
 
     name: str
@@ -93,28 +95,35 @@ class Row:
     derived: bool = False
     across: str = ""
     shape: str = ""
+    lossy: str = ""
+
+
+Section = Mapping[str, str]  # the texts of a section of a file: {"head_num": "16", ...}
 
 
 @dataclass(frozen=True)
 class Field:
     """A hyper-parameter as it stands in a file: `write` gives its text from the config, `read` the config from it.
 
-    The key is written `section.key`. `read` raises ValueError where it cannot make sense of the text.
+    The key is written `section.key`. `read` is given the text and the section that it stands in, and raises ValueError
+    (or KeyError: what else it takes is not there) where it cannot make sense of them. `absent` is the text that the
+    reader of the file takes where there is none; without one nothing is stated.
     """
 
     key: str
     write: Callable[[Config], str]
-    read: Callable[[str], Config]
+    read: Callable[[str, Section], Config]
+    absent: str = ""
 
 
 def number(key: str, config: str) -> Field:
     """An integer of the config under another name."""
-    return Field(key, lambda values: str(values[config]), lambda text: {config: int(text)})
+    return Field(key, lambda values: str(values[config]), lambda text, _: {config: int(text)})
 
 
-def flag(key: str, config: str) -> Field:
+def flag(key: str, config: str, absent: str = "") -> Field:
     """A boolean of the config, spelled True or False."""
-    return Field(key, lambda values: str(bool(values[config])), lambda text: {config: boolean(text)})
+    return Field(key, lambda values: str(bool(values[config])), lambda text, _: {config: boolean(text)}, absent)
 
 
 def boolean(text: str) -> bool:
@@ -126,15 +135,22 @@ def boolean(text: str) -> bool:
     raise ValueError(f"expected true, yes, on, 1 or false, no, off, 0, found {text!r}")
 
 
-def constant(key: str, text: str) -> Field:
+def constant(key: str, text: str, absent: str = "") -> Field:
     """The same text for every model of the family; another one, whatever its case, is another kind of model."""
 
-    def read(found: str) -> Config:
-        if found.lower() != text.lower():
+    def read(found: str, section: Section) -> Config:
+        if _meant(found) != _meant(text):
             raise ValueError(f"only {text!r} is supported")
         return {}
 
-    return Field(key, lambda values: text, read)
+    return Field(key, lambda values: text, read, absent)
+
+
+def _meant(text: str) -> str | bool:
+    try:
+        return boolean(text)
+    except ValueError:
+        return text.lower()
 
 
 @dataclass(frozen=True)
@@ -158,6 +174,15 @@ class T5XTable:
 
 
 @dataclass(frozen=True)
+class Ignored:
+    """A stored name that may be left out, and why; `each` as in `Weight`."""
+
+    name: str
+    why: str
+    each: str = ""
+
+
+@dataclass(frozen=True)
 class HuggingFaceTable:
     """How transformers stores the family: config.json, and names beside the canonical ones."""
 
@@ -167,9 +192,11 @@ class HuggingFaceTable:
     write_config: Callable[[Config], Config]  # what transformers wants to read beside the values of the config
     aliases: Mapping[str, str]  # stored name -> canonical name that it only repeats
     tied: Mapping[str, str]  # the same for models that tie their embedding
-    ignored: Mapping[str, str]  # stored name -> why it may be left out
+    ignored: tuple[Ignored, ...]
     generation: tuple[str, ...]  # keys that generation_config.json repeats
     caveat: Callable[[Config], str] = lambda config: ""  # what to know of a written model before it is loaded
+    prefix: str = ""  # of the base model, which checkpoints saved without a head leave out of all its names
+    words: Mapping[str, str] = field(default_factory=dict)  # another word of config.json -> the one that is meant
 
 
 @dataclass(frozen=True)
@@ -186,11 +213,25 @@ class Equivalent:
 
 
 @dataclass(frozen=True)
+class Folded:
+    """How models that a format has no place for become others of the family that compute the same.
+
+    `rows`: the canonical tensors that change, made of those that there are (only forwards). What is read back is the
+    other model.
+    """
+
+    when: str  # the feature of the models that it takes
+    rows: tuple[Row, ...]
+    config: Callable[[Config], Config]  # what changes in the config
+    why: str
+
+
+@dataclass(frozen=True)
 class FasterTransformerTable:
     """How FasterTransformer stores the family: files, config.ini, what tensor parallelism must divide."""
 
     model_type: str  # for config.pbtxt
-    rows: tuple[Row, ...]
+    rows: Callable[[Config, int], Iterable[Row]]  # for a config and a tensor-parallel size
     sections: tuple[str, ...]  # of config.ini; each states the name and the type of the weights
     name_key: str
     fields: tuple[Field, ...]
@@ -198,6 +239,11 @@ class FasterTransformerTable:
     layers: tuple[str, ...]  # config keys that pipeline parallelism must divide
     compute_dtype: str  # default `data_type` of config.pbtxt; empty: the type of the weights
     check: Callable[[Config], Sequence[Problem]]  # what the C++ fixes and cannot express
+    compute_dtypes: tuple[str, ...] = tuple(DTYPES)  # that the C++ has for the family
+    caveat: Callable[[Config], str] = lambda config: ""  # where the C++ computes only nearly the same
+    read_names: Callable[[Collection[str]], Config] = lambda names: {}  # what the presence of files states
+    typical: Config = field(default_factory=dict)  # tells its config.ini from those of families with the same sections
+    folded: Folded | None = None
 
 
 @dataclass(frozen=True)
@@ -245,8 +291,20 @@ def table_of(family: Family, table: Table | None, target: str) -> Table:
 
 
 def dims(shape: str, config: Config) -> tuple[int, ...]:
-    """`"num_heads*d_kv d_model"` -> (1024, 512)."""
-    return tuple(math.prod(int(config[word]) for word in axis.split("*")) for axis in shape.split())
+    """`"num_heads*d_kv 4*d_model rows+2"` -> (1024, 2048, 514)."""
+
+    def value(word: str) -> int:
+        return int(word) if word.isdecimal() else int(config[word])
+
+    return tuple(
+        sum(math.prod(value(word) for word in product.split("*")) for product in axis.split("+"))
+        for axis in shape.split()
+    )
+
+
+def words_of(shape: str) -> set[str]:
+    """The config keys in a shape."""
+    return {word for word in shape.replace("*", " ").replace("+", " ").split() if not word.isdecimal()}
 
 
 def _layers(entry: Weight | Row, config: Config, features: frozenset[str]) -> range:
@@ -256,7 +314,7 @@ def _layers(entry: Weight | Row, config: Config, features: frozenset[str]) -> ra
     return range(int(config[entry.each])) if entry.each else range(1)
 
 
-def expand(rows: Sequence[Row], config: Config, features: frozenset[str]) -> dict[str, Row]:
+def expand(rows: Iterable[Row], config: Config, features: frozenset[str]) -> dict[str, Row]:
     """Stored name -> row with the layer filled in, in the order of the table."""
     return {
         row.name.format(i=i): replace(
@@ -372,7 +430,7 @@ def require_dims(family: Family, config: Config, stored: int, where: str) -> Non
     Raises:
         SourceError: names those that neither the config nor the arrays state, or that make no sense.
     """
-    words = {word for weight in family.weights for axis in weight.shape.split() for word in axis.split("*")}
+    words = {word for weight in family.weights for word in words_of(weight.shape)}
     words |= {weight.each for weight in family.weights if weight.each}
     missing = sorted((words | set(family.flags)) - config.keys())
     problems = [Problem(word, "a value", "stated nowhere") for word in missing]

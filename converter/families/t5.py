@@ -20,6 +20,7 @@ from converter.families.base import (
     FasterTransformerTable,
     Field,
     HuggingFaceTable,
+    Ignored,
     Preset,
     Row,
     T5XTable,
@@ -220,7 +221,7 @@ def _ft_fields() -> Iterator[Field]:
         yield Field(
             f"{side}.feed_forward_proj",
             lambda config: FT_ACTIVATIONS[config["feed_forward_proj"]],
-            lambda text: activation(HF_ACTIVATIONS.get(text, text)),
+            lambda text, _: activation(HF_ACTIVATIONS.get(text, text)),
         )
         yield flag(f"{side}.tie_word_embeddings", "tie_word_embeddings")
     yield number("decoder.decoder_start_token_id", "decoder_start_token_id")
@@ -229,7 +230,7 @@ def _ft_fields() -> Iterator[Field]:
     yield Field(
         "structure.use_gated_activation",
         lambda config: str(int(config["is_gated_act"])),
-        lambda text: {"is_gated_act": boolean(text)},
+        lambda text, _: {"is_gated_act": boolean(text)},
     )
     yield constant("structure.position_embedding_type", "relative")
 
@@ -306,10 +307,12 @@ HUGGING_FACE = HuggingFaceTable(
         "decoder.embed_tokens.weight": "shared.weight",
     },
     tied={"lm_head.weight": "shared.weight"},
-    ignored={
-        "decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight": "cross-attention has no positions; "
-        "early versions of transformers stored a table that nothing reads"
-    },
+    ignored=(
+        Ignored(
+            "decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight",
+            "cross-attention has no positions; early versions of transformers stored a table that nothing reads",
+        ),
+    ),
     generation=("decoder_start_token_id", "eos_token_id", "pad_token_id"),
 )
 
@@ -373,7 +376,7 @@ FAMILY = Family(
     ),
     fastertransformer=FasterTransformerTable(
         model_type="T5",
-        rows=tuple(_ft_rows()),
+        rows=lambda config, ranks: _ft_rows(),
         sections=(ENCODER, DECODER),
         name_key="_name_or_path",
         fields=tuple(_ft_fields()),

@@ -32,7 +32,10 @@ def is_hub(path: str) -> bool:
 def _open_fastertransformer(weights: Storage, model: str | None, step: int | None) -> Checkpoint:
     """With the config of the manifest, where there is one: config.ini does not hold all of it."""
     root = manifest_folder(weights)
-    return fastertransformer.open(str(weights), manifest.load(root)["config"] if root else None, model)
+    if root is None:
+        return fastertransformer.open(str(weights), None, model)
+    written = manifest.load(root)
+    return fastertransformer.open(str(weights), written["config"], model, str(written.get("family") or ""))
 
 
 FORMATS = (

@@ -14,18 +14,22 @@ import hashlib
 import math
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from converter import ops
-from converter.checkpoint import Checkpoint, Source, agreed, with_defaults
+from converter.checkpoint import Checkpoint, Source, agreed, as_equivalent, fold, preset_statement, with_defaults
 from converter.errors import OptionsError, Problem, SourceError, report
-from converter.families import FAMILIES, preset_named
+from converter.families import FAMILIES, family_named, preset_named
 from converter.families.base import (
     Config,
     Family,
     FasterTransformerTable,
+    Field,
+    Row,
+    Section,
     expand,
     read_rows,
     require_dims,
@@ -50,6 +54,18 @@ def folder(tensor_parallel: int) -> str:
 # ------------------------------------------------------------------------------------------------------------- writing
 
 
+def expressible(model: Checkpoint) -> Checkpoint:
+    """The model as one that computes the same and that FasterTransformer has a place for; itself where it has.
+
+    Raises:
+        SourceError: FasterTransformer has no such models.
+    """
+    if model.family.fastertransformer is None:
+        model = as_equivalent(model)
+    folded = layout_of(model.family).folded
+    return fold(model, folded) if folded else model
+
+
 def outputs(model: Checkpoint, tensor_parallel: int, name: str) -> list[OutputFile]:
     """The files of `<tp>-gpu/` for a checkpoint whose tensors have one dtype, config.ini first.
 
@@ -64,7 +80,7 @@ def outputs(model: Checkpoint, tensor_parallel: int, name: str) -> list[OutputFi
     check_divisible(config, table.divisible, tensor_parallel, "--tensor-parallel")
     dtype = model.widest_dtype
     where = folder(tensor_parallel)
-    rows = expand(table.rows, config, model.family.features(config))
+    rows = expand(table.rows(config, tensor_parallel), config, model.family.features(config))
     files = [OutputFile(f"{where}/{INI}", header=_ini(model.family, config, dtype, name))]
     for stored, tensor in write_rows(rows, model.tensors).items():
         split = rows[stored].split
@@ -113,9 +129,9 @@ def _ini(family: Family, config: Config, dtype: np.dtype[Any], name: str) -> byt
     """The keys that the C++ reads, and no others."""
     sections: dict[str, dict[str, str]] = {}
     table = layout_of(family)
-    for field in table.fields:
-        section, key = field.key.split(".")
-        sections.setdefault(section, {})[key] = field.write(config)
+    for one in table.fields:
+        section, key = one.key.split(".")
+        sections.setdefault(section, {})[key] = one.write(config)
     for section in table.sections:
         sections[section] = {table.name_key: name, **sections[section], "weight_data_type": short_name(dtype)}
     lines = []
@@ -132,12 +148,13 @@ def recognises(storage: Storage) -> bool:
     return storage.is_file(INI)
 
 
-def open(uri: str, config: Config | None = None, model: str | None = None) -> Checkpoint:
+def open(uri: str, config: Config | None = None, model: str | None = None, family_name: str = "") -> Checkpoint:
     """Open a folder with config.ini and the .bin files.
 
     Args:
         config: the complete config from the manifest; config.ini does not hold all of it.
         model: a preset that it has to agree with.
+        family_name: the manifest's; families that share their sections are told apart by values otherwise.
 
     Raises:
         SourceError: unreadable config.ini, missing or unexpected files, wrong sizes.
@@ -149,18 +166,25 @@ def open(uri: str, config: Config | None = None, model: str | None = None) -> Ch
         ini.read_string(text.decode())
     except (configparser.Error, UnicodeDecodeError) as error:
         raise SourceError(f"{storage}/{INI}: expected an INI file, found: {error}") from error
-    family = _family(ini, storage)
+    family, notes = _family(ini, storage, family_name or (preset_named(model)[0].name if model else ""))
+    table = layout_of(family)
     dtype = _weight_dtype(family, ini, storage)
-    statements = [(f"{key} of {INI}", values) for key, values in _read_fields(family, ini, storage).items()]
-    if config is not None:
-        statements.append(("manifest.json", config))
-    if model is not None:
-        statements.append((f"--model {model}", preset_named(model)[1].config))
-    values, assumed = with_defaults(family, agreed(statements, str(storage)))
     files = storage.files()
+    fields = _read_fields(family, ini)
+    if fields.problems:
+        raise SourceError(report(f"{storage}/{INI}: values that cannot be read", fields.problems))
+    if config is not None:
+        statements = [(f"{key} of {INI}", values) for key, values in fields.contradicting(config).items()]
+        statements.append(("manifest.json", config))
+    else:
+        statements = [(f"{key} of {INI}", values) for key, values in fields.values.items()]
+        statements.append(("which files there are", table.read_names(files.keys())))
+    if model is not None:
+        statements.append(preset_statement(model, agreed(statements, str(storage)).get("vocab_size")))
+    values, assumed = with_defaults(family, agreed(statements, str(storage)))
     require_dims(family, values, len(files), str(storage))
     tensor_parallel = ranks(files, storage)
-    rows = expand(layout_of(family).rows, values, family.features(values))
+    rows = expand(table.rows(values, tensor_parallel), values, family.features(values))
     stored: dict[str, LazyTensor] = {}
     problems: list[Problem] = []
     specs = family.specs(values, dtype)
@@ -183,16 +207,49 @@ def open(uri: str, config: Config | None = None, model: str | None = None) -> Ch
     digest = hashlib.sha256(text + repr(sorted(files.items())).encode()).hexdigest()
     source = Source(uri, NAME, None, digest)
     description = f"FasterTransformer weights, tensor parallel {tensor_parallel}"
-    return Checkpoint(family, values, opened.tensors, source, description, opened.derived, assumed)
+    assumed += () if config is not None else tuple(sorted(fields.absent))
+    notes += [f"{why} (tensors of {names})" for why, names in _lossy(rows).items()]
+    return Checkpoint(family, values, opened.tensors, source, description, opened.derived, assumed, notes=tuple(notes))
 
 
-def _family(ini: configparser.ConfigParser, storage: Storage) -> Family:
-    tables = [(family, family.fastertransformer) for family in FAMILIES if family.fastertransformer]
-    for family, table in tables:
-        if set(table.sections) <= set(ini.sections()):
-            return family
-    known = "; ".join(f"{family.name}: {', '.join(table.sections)}" for family, table in tables)
-    raise SourceError(f"{storage}/{INI}: expected the sections of a known family ({known}), found {ini.sections()}")
+def _lossy(rows: Mapping[str, Row]) -> dict[str, str]:
+    """Why a tensor is read back as the nearest value -> the first of those, and how many there are."""
+    reasons: dict[str, list[str]] = {}
+    for name, row in rows.items():
+        if row.lossy:
+            reasons.setdefault(row.lossy, []).append(name)
+    return {why: f"{names[0]} and {len(names) - 1} more" for why, names in reasons.items()}
+
+
+def _family(ini: configparser.ConfigParser, storage: Storage, known: str) -> tuple[Family, list[str]]:
+    """The family, and what was assumed about it. GPT-2, OPT and BLOOM have one section: its values tell them apart.
+
+    Args:
+        known: its name, where somebody else says it.
+    """
+    sections = {family.name: layout_of(family).sections for family in FAMILIES if family.fastertransformer}
+    fitting = [family for family in FAMILIES if set(sections.get(family.name, " ")) <= set(ini.sections())]
+    if not fitting:
+        listed = "; ".join(f"{name}: {', '.join(names)}" for name, names in sections.items())
+        raise SourceError(
+            f"{storage}/{INI}: expected the sections of a known family ({listed}), found {ini.sections()}"
+        )
+    if known in [family.name for family in fitting]:
+        return family_named(known), []
+    if known:
+        names = ", ".join(ini.sections())
+        raise SourceError(f"{storage}/{INI}: expected sections of the family {known}, found {names}")
+    if len(fitting) == 1:
+        return fitting[0], []
+    read = {family.name: _read_fields(family, ini) for family in fitting}
+    readable = [family for family in fitting if not read[family.name].problems]
+    if not readable:
+        problems = [problem for fields in read.values() for problem in fields.problems]
+        raise SourceError(report(f"{storage}/{INI}: fits none of {', '.join(read)}", problems))
+    usual = [one for one in readable if layout_of(one).typical.items() <= read[one.name].merged.items()]
+    family = (usual or readable)[0]
+    others = ", ".join(name for name in read if name != family.name)
+    return family, [f"{INI} does not name its family: its values are those of {family.name} rather than {others}"]
 
 
 def _weight_dtype(family: Family, ini: configparser.ConfigParser, storage: Storage) -> np.dtype[Any]:
@@ -206,19 +263,51 @@ def _weight_dtype(family: Family, ini: configparser.ConfigParser, storage: Stora
     return dtype_named(found.pop())
 
 
-def _read_fields(family: Family, ini: configparser.ConfigParser, storage: Storage) -> Mapping[str, Config]:
-    """Field key -> what it says about the config."""
-    problems, values = [], {}
-    for field in layout_of(family).fields:
-        section, key = field.key.split(".")
-        text = ini.get(section, key, fallback=None)
+@dataclass(frozen=True)
+class _Fields:
+    """What config.ini says.
+
+    Attributes:
+        values: field's key -> what it says about the config.
+        absent: config keys of fields that are not there, for which the C++ has a value of its own.
+        sections: the file.
+    """
+
+    family: Family
+    sections: Mapping[str, Section]
+    values: dict[str, Config] = field(default_factory=dict)
+    absent: set[str] = field(default_factory=set)
+    problems: list[Problem] = field(default_factory=list)
+
+    @property
+    def merged(self) -> dict[str, Any]:
+        return {key: value for values in self.values.values() for key, value in values.items()}
+
+    def contradicting(self, config: Config) -> dict[str, Config]:
+        """What is not just what would be written for this config: some texts hold less than the config does."""
+        fields = {one.key: one for one in layout_of(self.family).fields}
+        return {key: values for key, values in self.values.items() if not self._repeats(fields[key], config, values)}
+
+    def _repeats(self, one: Field, config: Config, values: Config) -> bool:
         try:
-            values[field.key] = field.read(text) if text is not None else {}
-        except ValueError as error:
-            problems.append(Problem(field.key, got=repr(text), rule=str(error), source=f"{storage}/{INI}"))
-    if problems:
-        raise SourceError(report(f"{storage}/{INI}: values that cannot be read", problems))
-    return values
+            return one.read(one.write(config), self.sections[one.key.split(".")[0]]) == values
+        except (ValueError, KeyError, TypeError, ZeroDivisionError):  # a damaged manifest
+            return False
+
+
+def _read_fields(family: Family, ini: configparser.ConfigParser) -> _Fields:
+    found = _Fields(family, {name: dict(ini[name]) for name in ini.sections()})
+    for one in layout_of(family).fields:
+        section, key = one.key.split(".")
+        stated = found.sections.get(section, {}).get(key.lower())
+        text = one.absent if stated is None else stated
+        try:
+            found.values[one.key] = one.read(text, found.sections.get(section, {})) if text else {}
+        except (ValueError, KeyError) as error:
+            found.problems.append(Problem(one.key, got=repr(text), rule=str(error), source=INI))
+        if stated is None:
+            found.absent.update(found.values.get(one.key, {}))
+    return found
 
 
 def ranks(files: Mapping[str, int], storage: Storage) -> int:

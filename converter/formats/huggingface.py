@@ -18,7 +18,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from converter.checkpoint import Checkpoint, Companions, Source, agreed, with_defaults
+from converter.checkpoint import Checkpoint, Companions, Source, agreed, preset_statement, with_defaults
 from converter.errors import Problem, SourceError, SourceMissingError, report
 from converter.families import FAMILIES, preset_named
 from converter.families.base import Config, Family, Repeat, Row, Weight, expand, read_rows, require_dims
@@ -81,21 +81,21 @@ def open(uri: str, model: str | None = None) -> Checkpoint:
     table = family.huggingface
     stored = shards.read(storage)
     try:
-        statements = [(CONFIG, table.read_config(stated, stored.tensors))]
+        statements = [(CONFIG, table.read_config(_own_words(stated, table.words), stored.tensors))]
     except ValueError as error:
         raise SourceError(f"{storage.path(CONFIG)}: {error}") from error
     if model is not None:
-        wanted, preset = preset_named(model)
+        wanted, _ = preset_named(model)
         if wanted is not family:
             raise SourceError(
                 f"{storage}: --model {model} is of the family {wanted.name}; {CONFIG} says {stated['model_type']}"
             )
-        statements.append((f"--model {model}", preset.config))
+        statements.append(preset_statement(model, statements[0][1].get("vocab_size")))
     values = {key: value for key, value in agreed(statements, str(storage)).items() if not _unset(key, value, family)}
     config, assumed = with_defaults(family, values)
 
-    tensors, repeats = _canonical(family, config, stated, stored.tensors)
-    require_dims(family, config, len(tensors), str(storage))
+    require_dims(family, config, len(stored.tensors), str(storage))
+    tensors, repeats = _canonical(family, config, stated, _prefixed(family, stored.tensors))
     rows = expand([_row(weight) for weight in family.weights], config, family.features(config))
     opened = read_rows(family, rows, config, tensors, str(storage))
     _check_dtypes(opened.tensors, storage)
@@ -133,6 +133,28 @@ def _family(stated: Config, storage: Storage) -> Family:
     return family
 
 
+def _own_words(stated: Config, words: Mapping[str, str]) -> Config:
+    """config.json in the words that the family uses.
+
+    Raises:
+        ValueError: two words for one value, which differ.
+    """
+    own: dict[str, Any] = {key: value for key, value in stated.items() if key not in words}
+    for key in stated.keys() & words.keys():
+        if stated[key] is not None and own.setdefault(words[key], stated[key]) != stated[key]:
+            raise ValueError(f"{key} is {stated[key]!r}, but {words[key]}, which means the same, {own[words[key]]!r}")
+    return own
+
+
+def _prefixed(family: Family, stored: Mapping[str, LazyTensor]) -> Mapping[str, LazyTensor]:
+    """Names of a checkpoint that was saved without a head, with the prefix that transformers adds when it loads it."""
+    prefix, table = family.huggingface.prefix, family.huggingface
+    if any(name.startswith(prefix) for name in stored):
+        return stored
+    beside = {weight.name for weight in family.weights} | table.aliases.keys() | table.tied.keys()
+    return {name if name in beside else prefix + name: tensor for name, tensor in stored.items()}
+
+
 def _unset(key: str, value: Any, family: Family) -> bool:
     """transformers writes null where its own default holds; where a family has a default, that one is meant."""
     return value is None and key in family.defaults
@@ -147,7 +169,8 @@ def _canonical(
 ) -> tuple[dict[str, LazyTensor], dict[str, Repeat]]:
     """Stored tensors under canonical names, and those that are stored once more under another."""
     table = family.huggingface
-    tensors = {name: tensor for name, tensor in stored.items() if name not in table.ignored}
+    ignored = {one.name.format(i=i) for one in table.ignored for i in range(config[one.each] if one.each else 1)}
+    tensors = {name: tensor for name, tensor in stored.items() if name not in ignored}
     repeats = {}
     tied = bool(config["tie_word_embeddings"])
     for alias, name in {**table.aliases, **(table.tied if tied else {})}.items():

@@ -14,6 +14,7 @@ import pytest
 from conftest import ROOT
 
 from converter.convert import Request, convert, prepare
+from converter.families.base import boolean
 from converter.formats import fastertransformer
 
 EXPECTED = json.loads((ROOT / "tests" / "golden" / "fastertransformer.json").read_text())
@@ -24,7 +25,19 @@ PRESETS = {
     "t5x_t5_1_1_networkgin": "t5-v1.1",
     "hf_t5_v10_relu": "t5",
     "hf_flan_t5_gelu_untied": "flan-t5",
+    "hf_gpt2": "gpt2",
 }
+
+
+def value(text: str) -> str | float:
+    """What the C++ takes a text of config.ini for: `true` is 1, 1e-5 is 1e-05."""
+    try:
+        return float(boolean(text))
+    except ValueError:
+        try:
+            return float(text)
+        except ValueError:
+            return text
 
 
 @pytest.mark.parametrize(("case", "tp"), CASES)
@@ -40,9 +53,8 @@ def test_every_file_equals_nvidias(golden: Callable[[str], Path], tmp_path: Path
     ini = configparser.ConfigParser()
     ini.read(weights / "config.ini")
     for section, values in EXPECTED[case]["config"].items():
-        spelled = {"true": "1", "false": "0"}  # the C++ takes both, see families/base.py
-        values = {key: spelled.get(value, value) for key, value in values.items() if key != "weight_data_type"}
-        assert {key: spelled.get(ini[section][key], ini[section][key]) for key in values} == values, section
+        values = {key: value(text) for key, text in values.items() if key != "weight_data_type"}
+        assert {key: value(ini[section][key]) for key in values} == values, section
         if section != "structure":
             assert ini[section]["weight_data_type"] == dtype
 
