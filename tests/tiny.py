@@ -233,6 +233,34 @@ def gpt2(dtype: str = "float32", seed: int = 0, **changes: Any) -> Model:
     return random_model(config, shapes, dtype, seed)
 
 
+def bloom(dtype: str = "float32", seed: int = 0, **changes: Any) -> Model:
+    """A BLOOM of random weights; `changes` go into its config."""
+    sizes = {"vocab_size": 29, "hidden_size": 24, "n_head": 4, "n_layer": 2}
+    tokens = {"bos_token_id": 1, "eos_token_id": 2}
+    config = {"architectures": ["BloomForCausalLM"], "model_type": "bloom", **sizes, **tokens, **changes}
+    d = config["hidden_size"]
+    shapes: dict[str, tuple[int, ...]] = {
+        "transformer.word_embeddings.weight": (config["vocab_size"], d),
+        **pair("transformer.word_embeddings_layernorm", d),
+        **pair("transformer.ln_f", d),
+    }
+    for i in range(config["n_layer"]):
+        layer = f"transformer.h.{i}"
+        shapes |= {**pair(f"{layer}.input_layernorm", d), **pair(f"{layer}.post_attention_layernorm", d)}
+        shapes |= linear(f"{layer}.self_attention.query_key_value", 3 * d, d)
+        shapes |= linear(f"{layer}.self_attention.dense", d, d)
+        shapes |= linear(f"{layer}.mlp.dense_h_to_4h", 4 * d, d)
+        shapes |= linear(f"{layer}.mlp.dense_4h_to_h", d, 4 * d)
+    if not config.get("tie_word_embeddings", True):
+        shapes["lm_head.weight"] = (config["vocab_size"], d)
+    return random_model(config, shapes, dtype, seed)
+
+
 def pair(module: str, *weight: int) -> dict[str, tuple[int, ...]]:
     """Shapes of a module whose bias is as long as the last axis of its weight: a norm, a Conv1D."""
     return {f"{module}.weight": weight, f"{module}.bias": weight[-1:]}
+
+
+def linear(module: str, out: int, into: int, bias: bool = True) -> dict[str, tuple[int, ...]]:
+    """Shapes of a Linear, [out, in]."""
+    return {f"{module}.weight": (out, into), **({f"{module}.bias": (out,)} if bias else {})}

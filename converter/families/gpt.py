@@ -7,7 +7,7 @@ src/fastertransformer/triton_backend/multi_gpu_gpt/ParallelGptTritonModel.cc.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
 from converter import ops
@@ -101,6 +101,11 @@ def activation(key: str, config: str) -> Field:
         return {config: found}
 
     return Field(key, lambda values: ACTIVATIONS[values[config]], read, absent="Gelu")
+
+
+def own_output_layer(names: Collection[str]) -> Config:
+    """What the presence of files states; a tied model has no file for its output layer."""
+    return {"tie_word_embeddings": "model.lm_head.weight.bin" not in names}
 
 
 def epsilon(config: str) -> Field:

@@ -96,11 +96,6 @@ def _ft_check(config: Config) -> Sequence[Problem]:
     ]
 
 
-def read_names(names: Collection[str]) -> Config:
-    """What the presence of files states."""
-    return {"tie_word_embeddings": "model.lm_head.weight.bin" not in names}
-
-
 # -------------------------------------------------------------------------------------------------------- Hugging Face
 
 
@@ -167,7 +162,7 @@ FAMILY = Family(
         layers=(EACH,),
         compute_dtype="",
         check=_ft_check,
-        read_names=read_names,
+        read_names=gpt.own_output_layer,
         typical={"activation_function": "gelu_new"},
     ),
 )

@@ -28,8 +28,10 @@ CASES: dict[str, Callable[..., tiny.Model]] = {
     "gpt2, relu, another epsilon": lambda **more: tiny.gpt2(
         activation_function="relu", layer_norm_epsilon=1e-3, reorder_and_upcast_attn=True, **more
     ),
+    "bloom": tiny.bloom,
+    "bloom, untied": lambda **more: tiny.bloom(tie_word_embeddings=False, **more),
 }
-PRESETS = ("gpt2",)
+PRESETS = ("gpt2", "bloom")
 
 
 @pytest.fixture(params=CASES)
@@ -196,6 +198,14 @@ def test_words_that_mean_the_same(tmp_path: Path) -> None:
     assert "num_hidden_layers is 3, but n_layer, which means the same, 2" in message
 
 
+def test_blooms_of_2022_call_their_size_n_embed(tmp_path: Path) -> None:
+    model = tiny.bloom()
+    config = {key: value for key, value in model.config.items() if key not in ("hidden_size", "n_head")}
+    old = tiny.Model({**config, "n_embed": 24, "num_attention_heads": 4, "n_inner": None}, model.arrays)
+    done("hf-to-hf", old.save(tmp_path / "old"), tmp_path / "new")
+    assert (logits(tmp_path / "new") == logits(model.save(tmp_path / "source"))).all()
+
+
 def model_tensors(model: tiny.Model) -> dict[str, bytes]:
     return {name: array.tobytes() for name, array in model.arrays.items()}
 
@@ -209,6 +219,11 @@ REFUSED: dict[str, tuple[Callable[[], tiny.Model], int, str]] = {
     "several ends": (lambda: tiny.gpt2(eos_token_id=[1, 2]), 65, "one end_id"),
     "cross-attention": (lambda: tiny.gpt2(add_cross_attention=True), 65, "add_cross_attention"),
     "odd heads": (lambda: tiny.gpt2(n_head=3), 65, "head_num * size_per_head"),
+    "bloom's other residual": (
+        lambda: tiny.bloom(apply_residual_connection_post_layernorm=True),
+        65,
+        "adds what comes before the norm",
+    ),
     "a foreign token": (lambda: tiny.gpt2(eos_token_id=29), 65, "a token of the vocabulary"),
 }
 
@@ -246,6 +261,7 @@ def test_without_a_manifest_inspect_says_what_was_assumed(tmp_path: Path) -> Non
     (tmp_path / "ft" / "manifest.json").unlink()
     found = opened(tmp_path / "ft")
     assert found["family"] == "gpt2"
+    assert "config.ini does not name its family" in found["notes"][0]
     assert "scale_attn_weights" in found["assumed"]
     assert "layer_norm_epsilon" not in found["assumed"]
     ini(tmp_path / "ft", layernorm_eps=None, activation_type=None)  # as NVIDIA's converter writes it

@@ -26,6 +26,8 @@ PRESETS = {
     "hf_t5_v10_relu": "t5",
     "hf_flan_t5_gelu_untied": "flan-t5",
     "hf_gpt2": "gpt2",
+    "hf_bloom": "bloom",
+    "hf_opt_pre": "opt",
 }
 
 
