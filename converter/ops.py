@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from converter.errors import Problem, SourceError, report
-from converter.tensor import Array, Box, LazyTensor, TensorSpec, short_name, widest
+from converter.tensor import Array, Box, LazyTensor, TensorSpec, leaf, short_name, widest
 
 
 def transpose(tensor: LazyTensor) -> LazyTensor:
@@ -115,6 +115,28 @@ def concat(tensors: Sequence[LazyTensor], axis: int) -> LazyTensor:
         tuple(tensors),
         needs,
     )
+
+
+def part(tensor: LazyTensor, start: int, stop: int) -> LazyTensor:
+    """[a, ...] -> [stop - start, ...]: a stretch of the first axis."""
+
+    def needs(box: Box) -> tuple[Box, ...]:
+        return (box.along(0, box.start[0] + start, box.stop[0] + start),)
+
+    unit = tensor.grain[0]
+    return LazyTensor(
+        TensorSpec((stop - start, *tensor.spec.shape[1:]), tensor.spec.dtype),
+        f"part({tensor.origin}, {start}, {stop})",
+        (unit if start % unit == 0 else 1, *tensor.grain[1:]),
+        lambda box, array: array,
+        (tensor,),
+        needs,
+    )
+
+
+def zeros(spec: TensorSpec) -> LazyTensor:
+    """[...] of zeros, which no storage holds."""
+    return leaf(spec, "zeros", (1,) * len(spec.shape), lambda box: np.zeros(box.shape, spec.dtype))
 
 
 def merge_axes(tensor: LazyTensor, axis: int) -> LazyTensor:
@@ -246,6 +268,30 @@ def add_lora(weight: LazyTensor, left: LazyTensor, right: LazyTensor, scaling: f
         compute,
         (weight, left, right),
         lambda box: (box, box.along(1, 0, rank), box.along(0, 0, rank)),
+    )
+
+
+def matmul(left: LazyTensor, right: LazyTensor) -> LazyTensor:
+    """[a, r], [r, b] -> [a, b] float32, summed as in `add_lora`: the same bits for every box, thread and machine."""
+    rank = left.spec.shape[-1]
+    if left.spec.shape[1:] != right.spec.shape[:1]:
+        raise ValueError(f"matmul needs [a, r], [r, b], got {left.spec}, {right.spec}")
+
+    def compute(box: Box, left_array: Array, right_array: Array) -> Array:
+        product = np.zeros(box.shape, np.float32)
+        _add_product(product, left_array, right_array, np.float32(1))
+        return product
+
+    return LazyTensor(
+        TensorSpec((left.spec.shape[0], right.spec.shape[1]), np.dtype(np.float32)),
+        f"matmul({left.origin}, {right.origin})",
+        (left.grain[0], right.grain[1]),
+        compute,
+        (left, right),
+        lambda box: (
+            Box((box.start[0], 0), (box.stop[0], rank)),
+            Box((0, box.start[1]), (rank, box.stop[1])),
+        ),
     )
 
 

@@ -256,6 +256,38 @@ def bloom(dtype: str = "float32", seed: int = 0, **changes: Any) -> Model:
     return random_model(config, shapes, dtype, seed)
 
 
+def opt(dtype: str = "float32", seed: int = 0, **changes: Any) -> Model:
+    """An OPT of random weights; `changes` go into its config."""
+    sizes = {"vocab_size": 29, "hidden_size": 16, "ffn_dim": 24, "num_attention_heads": 4, "num_hidden_layers": 2}
+    sizes |= {"max_position_embeddings": 19, "word_embed_proj_dim": changes.get("hidden_size", 16)}
+    tokens = {"bos_token_id": 2, "eos_token_id": 2, "pad_token_id": 1}
+    config = {"architectures": ["OPTForCausalLM"], "model_type": "opt", **sizes, **tokens, **changes}
+    d, narrow, bias = config["hidden_size"], config["word_embed_proj_dim"], config.get("enable_bias", True)
+    shapes: dict[str, tuple[int, ...]] = {
+        "model.decoder.embed_tokens.weight": (config["vocab_size"], narrow),
+        "model.decoder.embed_positions.weight": (config["max_position_embeddings"] + 2, d),
+    }
+    if narrow != d:
+        shapes |= linear("model.decoder.project_in", d, narrow, bias=False)
+        shapes |= linear("model.decoder.project_out", narrow, d, bias=False)
+    if config.get("do_layer_norm_before", True) and not config.get("_remove_final_layer_norm"):
+        shapes |= pair("model.decoder.final_layer_norm", d)
+    for i in range(config["num_hidden_layers"]):
+        layer = f"model.decoder.layers.{i}"
+        for one in "q", "k", "v", "out":
+            shapes |= linear(f"{layer}.self_attn.{one}_proj", d, d, bias)
+        shapes |= {
+            **linear(f"{layer}.fc1", config["ffn_dim"], d, bias),
+            **linear(f"{layer}.fc2", d, config["ffn_dim"], bias),
+        }
+        shapes |= {**pair(f"{layer}.self_attn_layer_norm", d), **pair(f"{layer}.final_layer_norm", d)}
+    if not config.get("layer_norm_elementwise_affine", True):
+        shapes = {name: shape for name, shape in shapes.items() if "layer_norm" not in name}
+    if not config.get("tie_word_embeddings", True):
+        shapes["lm_head.weight"] = (config["vocab_size"], narrow)
+    return random_model(config, shapes, dtype, seed)
+
+
 def pair(module: str, *weight: int) -> dict[str, tuple[int, ...]]:
     """Shapes of a module whose bias is as long as the last axis of its weight: a norm, a Conv1D."""
     return {f"{module}.weight": weight, f"{module}.bias": weight[-1:]}

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from converter.errors import UsageError
-from converter.families import bloom, gpt2, t5, umt5
+from converter.families import bloom, gpt2, opt, t5, umt5
 from converter.families.base import Family, Preset
 
-FAMILIES: tuple[Family, ...] = (t5.FAMILY, umt5.FAMILY, gpt2.FAMILY, bloom.FAMILY)
+FAMILIES: tuple[Family, ...] = (t5.FAMILY, umt5.FAMILY, gpt2.FAMILY, opt.FAMILY, bloom.FAMILY)
 PRESETS: dict[str, tuple[Family, Preset]] = {
     name: (family, preset) for family in FAMILIES for name, preset in family.presets.items()
 }

@@ -63,6 +63,15 @@ def scanned(name: str, heads: int | None = None, transposed: bool = True) -> Lay
     return Layout(name, None, lambda stored: tuple(layer(part) for part in ops.unstack(stored, axis=1)))
 
 
+def one_way(name: str, forward: Callable[[Sequence[LazyTensor]], LazyTensor]) -> Layout:
+    """A layout that is only written."""
+
+    def inverse(stored: LazyTensor) -> tuple[LazyTensor, ...]:
+        raise ValueError(f"the layout `{name}` is only written")
+
+    return Layout(name, forward, inverse)
+
+
 @dataclass(frozen=True)
 class Weight:
     """A canonical tensor: its name (`{i}` = layer), its shape in words of the config, and when it exists.
@@ -107,13 +116,15 @@ class Field:
 
     The key is written `section.key`. `read` is given the text and the section that it stands in, and raises ValueError
     (or KeyError: what else it takes is not there) where it cannot make sense of them. `absent` is the text that the
-    reader of the file takes where there is none; without one nothing is stated.
+    reader of the file takes where there is none; without one nothing is stated. A `narrow` field holds less than the
+    config: what is read back need only be written alike.
     """
 
     key: str
     write: Callable[[Config], str]
     read: Callable[[str, Section], Config]
     absent: str = ""
+    narrow: bool = False
 
 
 def number(key: str, config: str) -> Field:

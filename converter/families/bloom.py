@@ -83,7 +83,7 @@ def _inner_size(text: str, section: Section) -> Config:
 
 
 def _ft_fields() -> Iterator[Field]:
-    yield from gpt.sizes("gpt", "hidden_size", "n_head", EACH)
+    yield from gpt.sizes("gpt", "n_head", EACH, "hidden_size")
     yield Field("gpt.inter_size", lambda config: str(4 * config["hidden_size"]), _inner_size)
     yield gpt.epsilon("layer_norm_epsilon")
     yield constant("gpt.activation_type", "Gelu", absent="Gelu")

@@ -77,13 +77,13 @@ def per_head(heads: int) -> Layout:
 ACTIVATIONS = {"gelu_new": "Gelu", "gelu_pytorch_tanh": "Gelu", "gelu_fast": "Gelu", "relu": "Relu"}
 
 
-def sizes(section: str, hidden: str, heads: str, layers: str) -> Iterator[Field]:
-    """Fields that every section has, for the family's own words."""
+def sizes(section: str, heads: str, layers: str, *hidden: str) -> Iterator[Field]:
+    """Fields that every section has, for the family's own words; all that are `hidden` have the same size."""
     yield number(f"{section}.head_num", heads)
     yield Field(
         f"{section}.size_per_head",
-        lambda config: str(config[hidden] // config[heads]),
-        lambda text, ini: {hidden: int(text) * int(ini["head_num"])},
+        lambda config: str(config[hidden[0]] // config[heads]),
+        lambda text, ini: dict.fromkeys(hidden, int(text) * int(ini["head_num"])),
     )
     yield number(f"{section}.num_layer", layers)
     yield number(f"{section}.vocab_size", "vocab_size")
@@ -100,7 +100,7 @@ def activation(key: str, config: str) -> Field:
             raise ValueError("expected Gelu or Relu")
         return {config: found}
 
-    return Field(key, lambda values: ACTIVATIONS[values[config]], read, absent="Gelu")
+    return Field(key, lambda values: ACTIVATIONS[values[config]], read, absent="Gelu", narrow=True)
 
 
 def own_output_layer(names: Collection[str]) -> Config:

@@ -74,7 +74,7 @@ def _ft_rows() -> Iterator[Row]:
 
 
 def _ft_fields() -> Iterator[Field]:
-    yield from gpt.sizes("gpt", "n_embd", "n_head", EACH)
+    yield from gpt.sizes("gpt", "n_head", EACH, "n_embd")
     yield number("gpt.inter_size", "n_inner")
     yield number("gpt.max_pos_seq_len", "n_positions")
     yield gpt.epsilon("layer_norm_epsilon")

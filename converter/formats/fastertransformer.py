@@ -208,7 +208,7 @@ def open(uri: str, config: Config | None = None, model: str | None = None, famil
     source = Source(uri, NAME, None, digest)
     description = f"FasterTransformer weights, tensor parallel {tensor_parallel}"
     assumed += () if config is not None else tuple(sorted(fields.absent))
-    notes += [f"{why} (tensors of {names})" for why, names in _lossy(rows).items()]
+    notes += [f"{why} ({names})" for why, names in _lossy(rows).items()]
     return Checkpoint(family, values, opened.tensors, source, description, opened.derived, assumed, notes=tuple(notes))
 
 
@@ -218,7 +218,7 @@ def _lossy(rows: Mapping[str, Row]) -> dict[str, str]:
     for name, row in rows.items():
         if row.lossy:
             reasons.setdefault(row.lossy, []).append(name)
-    return {why: f"{names[0]} and {len(names) - 1} more" for why, names in reasons.items()}
+    return {why: names[0] + (f" and {len(names) - 1} more" * (len(names) > 1)) for why, names in reasons.items()}
 
 
 def _family(ini: configparser.ConfigParser, storage: Storage, known: str) -> tuple[Family, list[str]]:
@@ -284,13 +284,13 @@ class _Fields:
         return {key: value for values in self.values.values() for key, value in values.items()}
 
     def contradicting(self, config: Config) -> dict[str, Config]:
-        """What is not just what would be written for this config: some texts hold less than the config does."""
+        """Without what would be written alike for this config, of fields that hold less than it does."""
         fields = {one.key: one for one in layout_of(self.family).fields}
         return {key: values for key, values in self.values.items() if not self._repeats(fields[key], config, values)}
 
     def _repeats(self, one: Field, config: Config, values: Config) -> bool:
         try:
-            return one.read(one.write(config), self.sections[one.key.split(".")[0]]) == values
+            return one.narrow and one.read(one.write(config), self.sections[one.key.split(".")[0]]) == values
         except (ValueError, KeyError, TypeError, ZeroDivisionError):  # a damaged manifest
             return False
 
