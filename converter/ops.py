@@ -6,9 +6,10 @@ None of them reads anything. Shapes stand in the first line of each docstring.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 
 from converter.errors import Problem, SourceError, report
@@ -226,6 +227,59 @@ def _all_exponent_bits(array: Array) -> bool:
     """
     mask = EXPONENTS[array.dtype.name]
     return bool((array.view(np.uint16) & np.uint16(mask)).max(initial=0) == mask)
+
+
+def divide(tensor: LazyTensor, by: int) -> LazyTensor:
+    """[...] -> [...], each element divided in the tensor's own type."""
+    return _elementwise(f"divide({tensor.origin}, {by})", lambda array: array / array.dtype.type(by), tensor)
+
+
+def multiply(tensor: LazyTensor, by: int) -> LazyTensor:
+    """[...] -> [...], each element multiplied in the tensor's own type; a finite one stays finite.
+
+    `divide` gives the same bits again for all that it gave: of all numbers, the product that is nearest to y * by comes
+    closest to what was divided.
+    """
+
+    largest = float(ml_dtypes.finfo(tensor.spec.dtype).max)  # type: ignore[no-untyped-call]
+
+    def compute(array: Array) -> Array:
+        with np.errstate(over="ignore"):
+            product: Array = array * array.dtype.type(by)
+        over = np.isinf(product) & np.isfinite(array)
+        product[over] = np.sign(array[over].astype(np.float32)) * largest
+        return product
+
+    return _elementwise(f"multiply({tensor.origin}, {by})", compute, tensor)
+
+
+def add(left: LazyTensor, right: LazyTensor) -> LazyTensor:
+    """[...], [...] -> [...], added in their own type. A finite sum that becomes infinite is an error."""
+    _same([left.spec, right.spec], "add")
+
+    def compute(one: Array, other: Array) -> Array:
+        with np.errstate(over="ignore"):
+            total = one + other
+        lost = np.isinf(total) & np.isfinite(one) & np.isfinite(other)
+        if lost.any():
+            where = np.unravel_index(int(np.argmax(lost)), lost.shape)
+            wide = float(one[where]) + float(other[where])
+            raise _overflow(left, left.spec.dtype, wide, [int(i) for i in where])
+        return total
+
+    return _elementwise(f"add({left.origin}, {right.origin})", compute, left, right)
+
+
+def _elementwise(origin: str, compute: Callable[..., Array], *tensors: LazyTensor) -> LazyTensor:
+    grain = tuple(math.lcm(*units) for units in zip(*(tensor.grain for tensor in tensors), strict=True))
+    return LazyTensor(
+        tensors[0].spec,
+        origin,
+        grain,
+        lambda box, *arrays: compute(*arrays),
+        tensors,
+        lambda box: (box,) * len(tensors),
+    )
 
 
 # Elements of each of the three arrays that `add_lora` works in, 640 KiB together: a core's second-level cache has room.

@@ -288,6 +288,50 @@ def opt(dtype: str = "float32", seed: int = 0, **changes: Any) -> Model:
     return random_model(config, shapes, dtype, seed)
 
 
+def gptneox(dtype: str = "float32", seed: int = 0, **changes: Any) -> Model:
+    """A GPT-NeoX of random weights; `changes` go into its config."""
+    sizes = {"vocab_size": 29, "hidden_size": 32, "intermediate_size": 24, "num_attention_heads": 4}
+    sizes |= {"num_hidden_layers": 2, "max_position_embeddings": 19}
+    tokens = {"bos_token_id": 0, "eos_token_id": 3}
+    config = {"architectures": ["GPTNeoXForCausalLM"], "model_type": "gpt_neox", **sizes, **tokens, **changes}
+    d, inner, bias = config["hidden_size"], config["intermediate_size"], config.get("attention_bias", True)
+    shapes: dict[str, tuple[int, ...]] = {
+        "gpt_neox.embed_in.weight": (config["vocab_size"], d),
+        **pair("gpt_neox.final_layer_norm", d),
+    }
+    for i in range(config["num_hidden_layers"]):
+        layer = f"gpt_neox.layers.{i}"
+        shapes |= {**pair(f"{layer}.input_layernorm", d), **pair(f"{layer}.post_attention_layernorm", d)}
+        shapes |= linear(f"{layer}.attention.query_key_value", 3 * d, d, bias)
+        shapes |= linear(f"{layer}.attention.dense", d, d, bias)
+        shapes |= {**linear(f"{layer}.mlp.dense_h_to_4h", inner, d), **linear(f"{layer}.mlp.dense_4h_to_h", d, inner)}
+    if not config.get("tie_word_embeddings", False):
+        shapes["embed_out.weight"] = (config["vocab_size"], d)
+    return random_model(config, shapes, dtype, seed)
+
+
+def gptj(dtype: str = "float32", seed: int = 0, **changes: Any) -> Model:
+    """A GPT-J of random weights; `changes` go into its config."""
+    sizes = {"vocab_size": 29, "n_positions": 19, "n_embd": 24, "n_head": 4, "n_layer": 2, "n_inner": 20}
+    tokens = {"bos_token_id": 5, "eos_token_id": 7}
+    config = {"architectures": ["GPTJForCausalLM"], "model_type": "gptj", **sizes, "rotary_dim": 4, **tokens, **changes}
+    d, inner = config["n_embd"], config["n_inner"] or 4 * config["n_embd"]
+    shapes: dict[str, tuple[int, ...]] = {
+        "transformer.wte.weight": (config["vocab_size"], d),
+        **pair("transformer.ln_f", d),
+        "lm_head.bias": (config["vocab_size"],),
+    }
+    for i in range(config["n_layer"]):
+        layer = f"transformer.h.{i}"
+        shapes |= pair(f"{layer}.ln_1", d)
+        for one in "q", "k", "v", "out":
+            shapes |= linear(f"{layer}.attn.{one}_proj", d, d, bias=False)
+        shapes |= {**linear(f"{layer}.mlp.fc_in", inner, d), **linear(f"{layer}.mlp.fc_out", d, inner)}
+    if not config.get("tie_word_embeddings", False):
+        shapes["lm_head.weight"] = (config["vocab_size"], d)
+    return random_model(config, shapes, dtype, seed)
+
+
 def pair(module: str, *weight: int) -> dict[str, tuple[int, ...]]:
     """Shapes of a module whose bias is as long as the last axis of its weight: a norm, a Conv1D."""
     return {f"{module}.weight": weight, f"{module}.bias": weight[-1:]}

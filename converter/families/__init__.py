@@ -3,10 +3,18 @@
 from __future__ import annotations
 
 from converter.errors import UsageError
-from converter.families import bloom, gpt2, opt, t5, umt5
+from converter.families import bloom, gpt2, gptj, gptneox, opt, t5, umt5
 from converter.families.base import Family, Preset
 
-FAMILIES: tuple[Family, ...] = (t5.FAMILY, umt5.FAMILY, gpt2.FAMILY, opt.FAMILY, bloom.FAMILY)
+FAMILIES: tuple[Family, ...] = (
+    t5.FAMILY,
+    umt5.FAMILY,
+    gpt2.FAMILY,
+    opt.FAMILY,
+    bloom.FAMILY,
+    gptneox.FAMILY,
+    gptj.FAMILY,
+)
 PRESETS: dict[str, tuple[Family, Preset]] = {
     name: (family, preset) for family in FAMILIES for name, preset in family.presets.items()
 }

@@ -109,10 +109,11 @@ def own_output_layer(names: Collection[str]) -> Config:
 
 
 def epsilon(config: str) -> Field:
-    """`layernorm_eps`; without it the C++ takes 1e-6, which no published model of these families has."""
-    return Field(
-        "gpt.layernorm_eps", lambda values: repr(float(values[config])), lambda text, _: {config: float(text)}, "1e-6"
-    )
+    """`layernorm_eps`. Without it the C++ takes 1e-6, which is no model's: NVIDIA's GPT-2 converter forgets it.
+
+    So an absent one states nothing, and the family's own is assumed.
+    """
+    return Field("gpt.layernorm_eps", lambda values: repr(float(values[config])), lambda text, _: {config: float(text)})
 
 
 # --------------------------------------------------------------------------------------------------------------- limits

@@ -158,7 +158,7 @@ def _ft_fields() -> Iterator[Field]:
     yield from gpt.sizes("gpt", "num_attention_heads", EACH, "hidden_size", "word_embed_proj_dim")
     yield number("gpt.inter_size", "ffn_dim")
     yield number("gpt.max_pos_seq_len", "max_position_embeddings")
-    yield constant("gpt.layernorm_eps", "1e-5", absent="1e-6")  # torch's default, no key of the config
+    yield constant("gpt.layernorm_eps", "1e-5")  # torch's default, no key of the config
     yield gpt.activation("gpt.activation_type", "activation_function")
     yield Field(
         "gpt.layernorm_type",

@@ -38,9 +38,15 @@ CASES: dict[str, Callable[..., tiny.Model]] = {
     "opt, norms after the blocks": lambda **more: tiny.opt(do_layer_norm_before=False, **more),
     "opt, projected": lambda **more: tiny.opt(do_layer_norm_before=False, word_embed_proj_dim=6, **more),
     "opt, projected, untied": lambda **more: tiny.opt(word_embed_proj_dim=20, tie_word_embeddings=False, **more),
+    "gptneox": tiny.gptneox,
+    "gptneox, serial, tied": lambda **more: tiny.gptneox(
+        use_parallel_residual=False, tie_word_embeddings=True, rotary_pct=0.8, **more
+    ),
+    "gptj": tiny.gptj,
+    "gptj, tied, n_inner null": lambda **more: tiny.gptj(tie_word_embeddings=True, n_inner=None, rotary_dim=6, **more),
 }
 UNREACHED = 2  # rows of OPT's positions that have no place in FasterTransformer
-PRESETS = ("gpt2", "bloom", "opt")
+PRESETS = ("gpt2", "bloom", "opt", "gptneox", "gptj")
 
 
 @pytest.fixture(params=CASES)
@@ -279,7 +285,7 @@ def test_without_a_manifest_inspect_says_what_was_assumed(tmp_path: Path) -> Non
     assert "layer_norm_epsilon" not in found["assumed"]
     ini(tmp_path / "ft", layernorm_eps=None, activation_type=None)  # as NVIDIA's converter writes it
     found = opened(tmp_path / "ft")
-    assert found["config"]["layer_norm_epsilon"] == 1e-6  # what the C++ takes
+    assert found["config"]["layer_norm_epsilon"] == 1e-5  # the model's; the C++ would take 1e-6
     assert {"layer_norm_epsilon", "activation_function"} <= set(found["assumed"])
     ini(tmp_path / "ft", has_adapters="True", activation_type="Silu")
     assert "expected Gelu or Relu" in refused(65, "inspect", tmp_path / "ft")

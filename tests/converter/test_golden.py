@@ -28,6 +28,8 @@ PRESETS = {
     "hf_gpt2": "gpt2",
     "hf_bloom": "bloom",
     "hf_opt_pre": "opt",
+    "hf_gptneox_dolly": "gptneox",
+    "hf_gptj": "gptj",
 }
 
 
@@ -68,7 +70,8 @@ def test_bfloat16_is_nvidias_float32_rounded_once(golden: Callable[[str], Path],
         convert(prepare(replace(request, layout="weights")))
     files = sorted((tmp_path / "fp32" / "1-gpu").glob("*.bin"))
     assert {path.name for path in files} == set(EXPECTED[case]["sha256"]["tp1"])
-    for path in files:
+    # sums are made of what was rounded, see gptneox.py: here of float32, there of bfloat16
+    for path in (path for path in files if not path.name.endswith(".bias.sum.bin")):
         bits = np.fromfile(path, np.uint32)
         # round half to even on the 16 bits that are dropped, in integers
         expected = ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from converter import ops
@@ -118,3 +118,68 @@ def test_bfloat16_to_float16_is_checked_too() -> None:
 def test_different_shapes_cannot_be_stacked() -> None:
     with pytest.raises(ValueError, match="equal shapes"):
         ops.stack([in_memory(a, "a"), in_memory(a.T, "b")], 0)
+
+
+def every(dtype: str) -> np.ndarray:
+    """Every finite number of a 16-bit type."""
+    values = np.arange(1 << 16, dtype=np.uint16).view(dtype_named(dtype))
+    return values[np.isfinite(values)]
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+@pytest.mark.parametrize("by", [2, 3, 4, 5, 6, 7, 8, 11, 12, 13, 24, 48, 64])
+def test_a_share_of_every_number_comes_again_from_what_it_is_read_back_as(dtype: str, by: int) -> None:
+    values = every(dtype)
+    share = ops.divide(in_memory(values, "values"), by)
+    back = ops.multiply(share, by)
+    assert share.spec == back.spec == in_memory(values, "values").spec
+    assert np.isfinite(back.read()).all()
+    assert ops.divide(back, by).read().tobytes() == share.read().tobytes()
+    assert share.read().tobytes() == (values.astype(np.float64) / by).astype(values.dtype).tobytes()
+
+
+@settings(deadline=None)
+@given(
+    values=st.lists(st.floats(width=32, allow_nan=False, allow_infinity=False), min_size=1, max_size=50),
+    by=st.integers(2, 64),
+)
+def test_a_share_in_float32_comes_again(values: list[float], by: int) -> None:
+    share = ops.divide(in_memory(np.array(values, np.float32), "values"), by)
+    assert ops.divide(ops.multiply(share, by), by).read().tobytes() == share.read().tobytes()
+
+
+def test_a_sum_that_overflows_is_an_error() -> None:
+    large = in_memory(np.array([1, 6e4], np.float16), "large")
+    with pytest.raises(SourceError, match=r"120000.* at \[1\]"):
+        ops.add(large, large).read()
+
+
+@settings(deadline=None)
+@given(data=st.data())
+def test_axes_split_swapped_and_merged_in_any_box(data: st.DataObject) -> None:
+    array = np.arange(3 * 24 * 2).reshape(3, 24, 2).astype(np.float32)
+    split = ops.split_axis(in_memory(array, "array"), 1, 4)
+    swapped = ops.swap_axes(split, 1)
+    merged = ops.merge_axes(swapped, 1)
+    rows = ops.part(ops.concat([ops.zeros(TensorSpec((2, 24, 2), np.dtype(np.float32))), merged], 0), 1, 5)
+    expected = array.reshape(3, 4, 6, 2).swapaxes(1, 2)
+    padded = np.concatenate([np.zeros((1, 24, 2)), expected.reshape(3, 24, 2)])
+    for tensor, whole in ((split, array.reshape(3, 4, 6, 2)), (swapped, expected), (rows, padded)):
+        assert tensor.spec.shape == whole.shape
+        edges = [sorted(data.draw(st.tuples(st.integers(0, n), st.integers(0, n)))) for n in whole.shape]
+        box = Box(tuple(low for low, _ in edges), tuple(high for _, high in edges))
+        assert (tensor.read(box) == whole[box.slices]).all()
+
+
+@settings(deadline=None)
+@given(data=st.data())
+def test_a_product_has_the_same_bits_in_any_box(data: st.DataObject) -> None:
+    random = np.random.default_rng(0)
+    left, right = (random.standard_normal(shape).astype(np.float32) for shape in ((7, 5), (5, 9)))
+    product = ops.matmul(in_memory(left, "left"), in_memory(right, "right"))
+    whole = np.zeros((7, 9), np.float32)
+    for k in range(5):
+        whole = (whole + left[:, k, None].astype(np.longdouble) * right[k]).astype(np.float32)
+    edges = [sorted(data.draw(st.tuples(st.integers(0, n), st.integers(0, n)))) for n in whole.shape]
+    box = Box(tuple(low for low, _ in edges), tuple(high for _, high in edges))
+    assert product.read(box).tobytes() == np.ascontiguousarray(whole[box.slices]).tobytes()
