@@ -11,6 +11,7 @@ import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 
@@ -24,6 +25,28 @@ def ftconvert(*arguments: object) -> Result:
     from converter.cli import main
 
     return CliRunner().invoke(main, [str(argument) for argument in arguments], prog_name="ftconvert")
+
+
+def logits(folder: Path) -> np.ndarray:
+    """transformers' logits in float32, after checking that it knows every tensor and misses none."""
+    import torch
+    import transformers
+
+    network, info = transformers.AutoModelForCausalLM.from_pretrained(
+        folder, dtype=torch.float32, output_loading_info=True
+    )
+    assert not any(info[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys")), info
+    tokens = torch.from_numpy(np.random.default_rng(1).integers(0, network.config.vocab_size, (2, 11)))
+    with torch.inference_mode():
+        return network.eval()(tokens).logits.numpy()
+
+
+def done(*arguments: object) -> str:
+    """stderr of a conversion that has to succeed; to FasterTransformer the weights alone."""
+    bare = ("--layout", "weights") if str(arguments[0]).endswith("-to-ft") else ()
+    result = ftconvert(*arguments, *bare)
+    assert result.exit_code == 0, result.stderr
+    return result.stderr
 
 
 def refused(code: int, *arguments: object) -> str:

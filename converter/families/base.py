@@ -274,6 +274,7 @@ class Family:
     huggingface: HuggingFaceTable
     t5x: T5XTable | None = None
     fastertransformer: FasterTransformerTable | None = None
+    sizes: tuple[str, ...] = ()  # config keys of sizes that no shape has
     equivalent: Equivalent | None = None  # as what it can be written in formats that it has no table for
 
     def specs(self, config: Config, dtype: np.dtype[Any]) -> dict[str, TensorSpec]:
@@ -442,7 +443,7 @@ def require_dims(family: Family, config: Config, stored: int, where: str) -> Non
         SourceError: names those that neither the config nor the arrays state, or that make no sense.
     """
     words = {word for weight in family.weights for word in words_of(weight.shape)}
-    words |= {weight.each for weight in family.weights if weight.each}
+    words |= {weight.each for weight in family.weights if weight.each} | set(family.sizes)
     missing = sorted((words | set(family.flags)) - config.keys())
     problems = [Problem(word, "a value", "stated nowhere") for word in missing]
     problems += [

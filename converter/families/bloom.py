@@ -130,6 +130,7 @@ FAMILY = Family(
     flags=("tie_word_embeddings", "apply_residual_connection_post_layernorm"),
     token_ids=gpt.TOKEN_IDS,
     numbers=("layer_norm_epsilon",),
+    sizes=("n_head",),
     features=gpt.tied,
     weights=tuple(_weights()),
     huggingface=HuggingFaceTable(

@@ -136,7 +136,7 @@ def check_shape(config: Config, hidden: str, heads: str) -> list[Problem]:
 
 def check_activation(config: Config, key: str) -> list[Problem]:
     """FasterTransformer's Gelu is the tanh form; `gelu`, the exact one, gives other values."""
-    if config[key] in ACTIVATIONS:
+    if isinstance(config[key], str) and config[key] in ACTIVATIONS:
         return []
     rule = "FasterTransformer's decoders have Gelu (tanh form) and Relu, and nothing else"
     return [Problem(key, f"one of {', '.join(ACTIVATIONS)}", str(config[key]), rule)]

@@ -131,6 +131,7 @@ FAMILY = Family(
     flags=("tie_word_embeddings", "scale_attn_weights", "scale_attn_by_inverse_layer_idx"),
     token_ids=gpt.TOKEN_IDS,
     numbers=("layer_norm_epsilon",),
+    sizes=("n_head",),
     features=gpt.tied,
     weights=tuple(_weights()),
     huggingface=HuggingFaceTable(

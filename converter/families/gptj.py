@@ -78,7 +78,7 @@ BUILT_IN_EPSILON = 1e-6  # GptJ.h; transformers' GPT-J has 1e-5
 def _ft_check(config: Config) -> Sequence[Problem]:
     problems = gpt.check_shape(config, "n_embd", "n_head")
     found = config["activation_function"]
-    if gpt.ACTIVATIONS.get(found) != "Gelu":
+    if gpt.ACTIVATIONS.get(str(found)) != "Gelu":
         rule = "FasterTransformer's GPT-J has the tanh form of gelu and nothing else"
         problems.append(Problem("activation_function", "gelu_new", str(found), rule))
     if config["layer_norm_epsilon"] not in (1e-5, BUILT_IN_EPSILON):
@@ -129,6 +129,7 @@ FAMILY = Family(
     flags=("tie_word_embeddings",),
     token_ids=gpt.TOKEN_IDS,
     numbers=("layer_norm_epsilon",),
+    sizes=("n_head",),
     features=gpt.tied,
     weights=tuple(_weights()),
     huggingface=HuggingFaceTable(

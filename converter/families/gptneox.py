@@ -146,8 +146,10 @@ def _ft_check(config: Config) -> Sequence[Problem]:
     if config["hidden_act"] not in TANH + EXACT:
         rule = "FasterTransformer's GPT-NeoX has gelu and nothing else"
         problems.append(Problem("hidden_act", f"one of {', '.join(EXACT + TANH)}", str(config["hidden_act"]), rule))
-    if _rotary_dim(config) < 1:
-        problems.append(Problem("rotary_pct", "at least one dimension of a head", str(config["rotary_pct"])))
+    if config["rotary_pct"] > 1 or _rotary_dim(config) < 1:
+        problems.append(
+            Problem("rotary_pct", "at least one dimension of a head, at most all", str(config["rotary_pct"]))
+        )
     for key in ROPE:
         if config.get(key):
             rule = "FasterTransformer's rotary positions know no scaling"
@@ -213,6 +215,7 @@ FAMILY = Family(
     flags=("use_parallel_residual", "attention_bias", "tie_word_embeddings"),
     token_ids=gpt.TOKEN_IDS,
     numbers=("layer_norm_eps", "rotary_pct", "rotary_emb_base"),
+    sizes=("num_attention_heads",),
     features=features,
     weights=tuple(_weights()),
     huggingface=HuggingFaceTable(

@@ -215,6 +215,7 @@ FAMILY = Family(
     flags=tuple(SWITCHES),
     token_ids=gpt.TOKEN_IDS,
     numbers=(),
+    sizes=("num_attention_heads",),
     features=features,
     weights=tuple(_weights()),
     huggingface=HuggingFaceTable(

@@ -291,7 +291,7 @@ class _Fields:
     def _repeats(self, one: Field, config: Config, values: Config) -> bool:
         try:
             return one.narrow and one.read(one.write(config), self.sections[one.key.split(".")[0]]) == values
-        except (ValueError, KeyError, TypeError, ZeroDivisionError):  # a damaged manifest
+        except (ValueError, KeyError, TypeError, ArithmeticError):  # a damaged manifest
             return False
 
 
@@ -300,9 +300,9 @@ def _read_fields(family: Family, ini: configparser.ConfigParser) -> _Fields:
     for one in layout_of(family).fields:
         section, key = one.key.split(".")
         stated = found.sections.get(section, {}).get(key.lower())
-        text = one.absent if stated is None else stated
+        text = (one.absent or None) if stated is None else stated
         try:
-            found.values[one.key] = one.read(text, found.sections.get(section, {})) if text else {}
+            found.values[one.key] = {} if text is None else one.read(text, found.sections.get(section, {}))
         except (ValueError, KeyError) as error:
             found.problems.append(Problem(one.key, got=repr(text), rule=str(error), source=INI))
         if stated is None:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import tiny
-from conftest import ftconvert, refused, tree
+from conftest import done, ftconvert, logits, refused, tree
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -52,32 +52,6 @@ PRESETS = ("gpt2", "bloom", "opt", "gptneox", "gptj")
 @pytest.fixture(params=CASES)
 def model(request: pytest.FixtureRequest) -> tiny.Model:
     return CASES[request.param]()
-
-
-def logits(folder: Path) -> np.ndarray:
-    """transformers' logits in float32, after checking that it knows every tensor and misses none."""
-    import torch
-    import transformers
-
-    network, info = transformers.AutoModelForCausalLM.from_pretrained(
-        folder, dtype=torch.float32, output_loading_info=True
-    )
-    assert not any(info[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys")), info
-    tokens = torch.from_numpy(np.random.default_rng(1).integers(0, network.config.vocab_size, (2, 11)))
-    with torch.inference_mode():
-        return network.eval()(tokens).logits.numpy()
-
-
-def done(*arguments: object) -> str:
-    """stderr of a command that has to succeed; weights alone, which is what this is about."""
-    bare = ("--layout", "weights") if str(arguments[0]).endswith("-to-ft") else ()
-    result = ftconvert(*arguments, *bare)
-    assert result.exit_code == 0, result.stderr
-    return result.stderr
-
-
-def tensors(path: Path) -> dict[str, bytes]:
-    return {name: tensor.read().tobytes() for name, tensor in open_any(str(path)).tensors.items()}
 
 
 # ------------------------------------------------------------------------------------------------------------ the laws
@@ -151,81 +125,6 @@ def test_inspect_and_dry_run(model: tiny.Model, tmp_path: Path) -> None:
         assert found["dtypes"] == ["fp32"]
 
 
-# ------------------------------------------------------------------------------------------------- what the hub holds
-
-
-def test_names_without_the_base_models_prefix(tmp_path: Path) -> None:
-    model = tiny.gpt2()
-    source = model.save(tmp_path / "source")
-    arrays = {name.removeprefix("transformer."): array for name, array in model.arrays.items()}
-    bare = tiny.Model(model.config, arrays).save(tmp_path / "bare")
-    assert tensors(bare) == tensors(source)
-    arrays["transformer.wte.weight"] = arrays.pop("wte.weight")  # all names or none
-    mixed = tiny.Model(model.config, arrays).save(tmp_path / "mixed")
-    assert "h.0.ln_1.weight" in refused(65, "hf-to-ft", mixed, tmp_path / "out")
-
-
-def test_buffers_that_old_versions_stored_are_left_out(tmp_path: Path) -> None:
-    model = tiny.gpt2()
-    source = model.save(tmp_path / "source")
-    arrays = dict(model.arrays)
-    for i in range(2):
-        arrays[f"transformer.h.{i}.attn.bias"] = np.tril(np.ones((1, 1, 19, 19), np.uint8))
-        arrays[f"transformer.h.{i}.attn.masked_bias"] = np.array(-1e4, np.float32)
-    old = tiny.Model(model.config, arrays).save(tmp_path / "old")
-    assert tensors(old) == tensors(source)
-    arrays["transformer.h.2.attn.bias"] = arrays["transformer.h.1.attn.bias"]  # of a layer that there is not
-    more = tiny.Model(model.config, arrays).save(tmp_path / "more")
-    assert "transformer.h.2.attn.bias" in refused(65, "hf-to-ft", more, tmp_path / "out")
-
-
-@pytest.mark.parametrize("preset", PRESETS)
-def test_a_tied_output_layer_that_is_stored_again_is_compared(preset: str, tmp_path: Path) -> None:
-    model = getattr(tiny, preset)(tie_word_embeddings=True)
-    source = model.save(tmp_path / "source")
-    table = open_any(str(source)).family.huggingface
-    (head, embedding), *_ = table.tied.items()
-    arrays = {**model.arrays, head: model.arrays[embedding].copy()}
-    done("hf-to-ft", tiny.Model(model.config, arrays).save(tmp_path / "stored"), tmp_path / "ft")
-    done("hf-to-ft", source, tmp_path / "plain", "--name", "stored")
-    names = [name for name in tree(tmp_path / "plain") if name.endswith(".bin")]
-    assert all(tree(tmp_path / "ft")[name] == tree(tmp_path / "plain")[name] for name in names)
-    arrays[head] = arrays[head] + 1
-    message = refused(65, "hf-to-ft", tiny.Model(model.config, arrays).save(tmp_path / "other"), tmp_path / "out")
-    assert "set tie_word_embeddings to false" in message
-
-
-@pytest.mark.parametrize("preset", PRESETS)
-def test_a_preset_checks_and_never_says_sizes(preset: str, tmp_path: Path) -> None:
-    model = getattr(tiny, preset)()
-    source = model.save(tmp_path / "source")
-    done("hf-to-ft", source, tmp_path / "ft", "--model", preset)
-    done("ft-to-hf", tmp_path / "ft", tmp_path / "back", "--model", preset)
-    assert "umt5" in refused(65, "hf-to-ft", source, tmp_path / "out", "--model", "umt5")
-
-
-def test_words_that_mean_the_same(tmp_path: Path) -> None:
-    model = tiny.gpt2()
-    config = {key: value for key, value in model.config.items() if key not in ("n_embd", "n_head")}
-    other = tiny.Model({**config, "hidden_size": 16, "num_attention_heads": 4}, model.arrays)
-    assert tensors(other.save(tmp_path / "other")) == model_tensors(model)
-    twice = tiny.Model({**model.config, "num_hidden_layers": 3}, model.arrays).save(tmp_path / "twice")
-    message = refused(65, "hf-to-hf", twice, tmp_path / "out")
-    assert "num_hidden_layers is 3, but n_layer, which means the same, 2" in message
-
-
-def test_blooms_of_2022_call_their_size_n_embed(tmp_path: Path) -> None:
-    model = tiny.bloom()
-    config = {key: value for key, value in model.config.items() if key not in ("hidden_size", "n_head")}
-    old = tiny.Model({**config, "n_embed": 24, "num_attention_heads": 4, "n_inner": None}, model.arrays)
-    done("hf-to-hf", old.save(tmp_path / "old"), tmp_path / "new")
-    assert (logits(tmp_path / "new") == logits(model.save(tmp_path / "source"))).all()
-
-
-def model_tensors(model: tiny.Model) -> dict[str, bytes]:
-    return {name: array.tobytes() for name, array in model.arrays.items()}
-
-
 # -------------------------------------------------------------------------------------------------- what is refused
 
 REFUSED: dict[str, tuple[Callable[[], tiny.Model], int, str]] = {
@@ -243,6 +142,36 @@ REFUSED: dict[str, tuple[Callable[[], tiny.Model], int, str]] = {
     "opt's exact gelu": (lambda: tiny.opt(activation_function="gelu"), 65, "tanh form"),
     "opt without biases": (lambda: tiny.opt(enable_bias=False), 65, "a bias of every matrix"),
     "opt without norm weights": (lambda: tiny.opt(layer_norm_elementwise_affine=False), 65, "weight and bias of every"),
+    "neox without biases": (lambda: tiny.gptneox(attention_bias=False), 65, "the biases of attention"),
+    "neox's epsilon": (lambda: tiny.gptneox(layer_norm_eps=1e-6), 65, "built in"),
+    "neox's base": (lambda: tiny.gptneox(rotary_emb_base=1e6), 65, "rotary_emb_base"),
+    "neox's activation": (lambda: tiny.gptneox(hidden_act="relu"), 65, "gelu and nothing else"),
+    "neox's new base": (
+        lambda: tiny.gptneox(rope_parameters={"rope_type": "default", "rope_theta": 500000.0}),
+        65,
+        "rotary_emb_base",
+    ),
+    "scaled positions": (lambda: tiny.gptneox(rope_scaling={"type": "linear", "factor": 2.0}), 65, "know no scaling"),
+    "newly scaled positions": (
+        lambda: tiny.gptneox(rope_parameters={"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10000.0}),
+        65,
+        "know no scaling",
+    ),
+    "two shares": (
+        lambda: tiny.gptneox(rotary_pct=0.5, rope_parameters={"rope_type": "default", "partial_rotary_factor": 0.25}),
+        65,
+        "partial_rotary_factor 0.25, but rotary_pct is 0.5",
+    ),
+    "no rotary dimension": (lambda: tiny.gptneox(rotary_pct=0.1), 65, "at least one dimension"),
+    "gpt-j's activation": (lambda: tiny.gptj(activation_function="gelu"), 65, "tanh form"),
+    "gpt-j's epsilon": (lambda: tiny.gptj(layer_norm_epsilon=1e-3), 65, "1e-6 built in"),
+    "gpt-j's positions": (lambda: tiny.gptj(rotary_dim=None), 65, "a head's width"),
+    "gpt-j's wide positions": (lambda: tiny.gptj(rotary_dim=8), 65, "a head's width"),
+    "neox's share too large": (lambda: tiny.gptneox(rotary_pct=1e308), 65, "at most all"),
+    "no heads": (lambda: tiny.gpt2(n_head=None), 65, "n_head"),
+    "half a head": (lambda: tiny.bloom(n_head=2.5), 65, "a positive whole number"),
+    "an activation that is a list": (lambda: tiny.gpt2(activation_function=["gelu_new"]), 65, "Gelu (tanh form)"),
+    "a rope that is none": (lambda: tiny.gptneox(rope_parameters=[1]), 65, "expected an object"),
     "a foreign token": (lambda: tiny.gpt2(eos_token_id=29), 65, "a token of the vocabulary"),
 }
 
@@ -258,6 +187,105 @@ def test_ranks_that_do_not_divide(tmp_path: Path) -> None:
     source = tiny.gpt2(n_inner=26).save(tmp_path / "source")
     assert "n_inner" in refused(78, "hf-to-ft", source, tmp_path / "ft", "-t", 4)
     assert "n_layer" in refused(78, "hf-to-ft", source, tmp_path / "ft", "-p", 3)
+
+
+def test_formats_that_hold_no_decoders(tmp_path: Path) -> None:
+    source = tiny.gpt2().save(tmp_path / "source")
+    assert "T5X cannot hold models of the family gpt2" in refused(65, "hf-to-jax", source, tmp_path / "jax")
+    t5x = tiny.t5x_checkpoint(tmp_path / "t5x")
+    assert "gpt2" in refused(65, "jax-to-ft", t5x, tmp_path / "ft", "--model", "gpt2")
+
+
+def test_gptneox_has_no_bfloat16_to_compute_in(tmp_path: Path) -> None:
+    source = tiny.gptneox(dtype="bfloat16").save(tmp_path / "source")
+    assert "fp32 and fp16" in refused(78, "hf-to-ft", source, tmp_path / "ft", "--compute-dtype", "bf16")
+    types = {"gptneox": "fp16", "gptj": "bf16"}  # else the type that is written
+    for name, expected in types.items():
+        source = getattr(tiny, name)(dtype="bfloat16").save(tmp_path / name)
+        done("hf-to-ft", source, tmp_path / "out" / name)
+        written = json.loads((tmp_path / "out" / name / "manifest.json").read_text())
+        assert written["options"]["compute_dtype"] == expected
+
+
+# ------------------------------------------------------------------------------------------------- what is only nearly
+
+
+@pytest.mark.parametrize(
+    ("build", "reason"),
+    [
+        (tiny.gptneox, "gelu in its tanh form"),
+        (tiny.gptj, "epsilon 1e-06, this model with 1e-05"),
+        (lambda: tiny.gptneox(hidden_act="gelu_new"), ""),
+        (lambda: tiny.gptj(layer_norm_epsilon=1e-6), ""),
+        (tiny.gpt2, ""),
+    ],
+)
+def test_two_approximations_are_named_once(build: Callable[[], tiny.Model], reason: str, tmp_path: Path) -> None:
+    model = build()
+    source = model.save(tmp_path / "source")
+    result = ftconvert("hf-to-ft", source, tmp_path / "ft", "--layout", "weights", "--json")
+    notes = json.loads(result.stdout)["notes"]
+    assert len(notes) == bool(reason)
+    assert all(reason in note for note in notes)
+    assert result.stderr.count(reason) == (1 if reason else len(result.stderr) + 1)
+    config = json.loads((tmp_path / "ft" / "manifest.json").read_text())["config"]
+    assert model.config.items() <= config.items()  # the true values, for whoever computes as the model does
+    assert "FasterTransformer" not in done("hf-to-hf", source, tmp_path / "hf")
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+@pytest.mark.parametrize("ranks", [2, 3, 6])
+def test_biases_of_gptneox_are_shares_or_whole(dtype: str, ranks: int, tmp_path: Path) -> None:
+    sizes = {"num_attention_heads": 6, "hidden_size": 48, "dtype": dtype}
+    for parallel in (True, False):
+        model = tiny.gptneox(**sizes, use_parallel_residual=parallel)
+        for name in model.arrays:  # with some that lose bits when they are divided
+            if name.endswith("bias"):
+                model.arrays[name][:3] = np.array([3e-8, -9e-8, 65504], dtype) / np.array([1, 1, 2], dtype)
+        source, ft = model.save(tmp_path / f"{parallel}"), tmp_path / f"ft-{parallel}"
+        done("hf-to-ft", source, ft, "-t", ranks)
+        folder = ft / f"{ranks}-gpu"
+        names = ("attention.dense.bias", "mlp.dense_4h_to_h.bias")
+        whole = [model.arrays[f"gpt_neox.layers.1.{name}"] for name in names]
+        share = [array / np.dtype(dtype).type(ranks) for array in whole] if parallel else whole
+        for name, expected in zip(names, share, strict=True):
+            assert (folder / f"model.layers.1.{name}.bin").read_bytes() == expected.tobytes()
+        both = folder / "model.layers.1.mlp.attention.bias.sum.bin"
+        assert both.exists() == parallel
+        assert not parallel or both.read_bytes() == (share[0] + share[1]).tobytes()
+        found = opened(ft)
+        assert [note for note in found["notes"] if "read back as the nearest value" in note] == found["notes"]
+        assert len(found["notes"]) == parallel
+        done("ft-to-ft", ft, tmp_path / f"again-{parallel}", "-t", ranks, "--name", source.name)
+        one, other = tree(tmp_path / f"again-{parallel}"), tree(ft)
+        assert all(one[name] == data for name, data in other.items() if name != "manifest.json")
+
+
+def test_a_wrong_sum_of_biases_is_found(tmp_path: Path) -> None:
+    done("hf-to-ft", tiny.gptneox().save(tmp_path / "source"), tmp_path / "ft", "-t", 2)
+    path = tmp_path / "ft" / "2-gpu" / "model.layers.0.mlp.attention.bias.sum.bin"
+    path.write_bytes(bytes(path.stat().st_size))
+    assert "mlp.attention.bias.sum" in refused(65, "ft-to-hf", tmp_path / "ft", tmp_path / "hf")
+
+
+def test_what_is_folded_or_lost_of_opt_is_said(tmp_path: Path) -> None:
+    model = tiny.opt(word_embed_proj_dim=6, dtype="float16")
+    notes = done("hf-to-ft", model.save(tmp_path / "source"), tmp_path / "ft")
+    assert notes.count("project_in and project_out have no place") == 1
+    config = json.loads((tmp_path / "ft" / "manifest.json").read_text())["config"]
+    assert (config["word_embed_proj_dim"], config["tie_word_embeddings"]) == (16, False)
+    arrays = {name.split(".")[-2]: array.astype(np.float64) for name, array in model.arrays.items()}
+    for name, product in (
+        ("wte", arrays["embed_tokens"] @ arrays["project_in"].T),
+        ("lm_head.weight", arrays["embed_tokens"] @ arrays["project_out"]),
+    ):
+        written = np.fromfile(tmp_path / "ft" / "1-gpu" / f"model.{name}.bin", np.float16).reshape(29, 16)
+        assert np.abs(written - product).max() <= np.abs(product).max() * 2**-11  # rounded once
+    assert "read back as 0" in opened(tmp_path / "ft")["notes"][0]
+    done("ft-to-hf", tmp_path / "ft", tmp_path / "hf")
+    positions = huggingface.open(str(tmp_path / "hf")).tensors[opt.POSITIONS].read()
+    assert not positions[:UNREACHED].any()
+    assert (positions[UNREACHED:] == model.arrays[opt.POSITIONS][UNREACHED:]).all()
 
 
 # ---------------------------------------------------------------------------------------------------- config.ini alone
@@ -287,5 +315,36 @@ def test_without_a_manifest_inspect_says_what_was_assumed(tmp_path: Path) -> Non
     found = opened(tmp_path / "ft")
     assert found["config"]["layer_norm_epsilon"] == 1e-5  # the model's; the C++ would take 1e-6
     assert {"layer_norm_epsilon", "activation_function"} <= set(found["assumed"])
-    ini(tmp_path / "ft", has_adapters="True", activation_type="Silu")
+    ini(tmp_path / "ft", activation_type="Silu")
     assert "expected Gelu or Relu" in refused(65, "inspect", tmp_path / "ft")
+
+
+@pytest.mark.parametrize(
+    ("build", "family"),
+    [
+        (tiny.gpt2, "gpt2"),
+        (tiny.opt, "opt"),
+        (lambda: tiny.opt(do_layer_norm_before=False), "opt"),
+        (lambda: tiny.opt(_remove_final_layer_norm=True, activation_function="gelu_new"), "opt"),
+        (tiny.bloom, "bloom"),
+        (lambda: tiny.gpt2(activation_function="relu", layer_norm_epsilon=1e-3), "gpt2"),  # OPT's is always 1e-5
+    ],
+)
+def test_values_tell_families_of_one_section_apart(
+    build: Callable[[], tiny.Model], family: str, tmp_path: Path
+) -> None:
+    done("hf-to-ft", build().save(tmp_path / "source"), tmp_path / "ft")
+    (tmp_path / "ft" / "manifest.json").unlink()
+    assert opened(tmp_path / "ft")["family"] == family
+
+
+def test_a_manifest_that_contradicts_config_ini(tmp_path: Path) -> None:
+    done("hf-to-ft", tiny.gptneox(rotary_pct=0.3).save(tmp_path / "source"), tmp_path / "ft")  # 2.4 of 8 dimensions
+    path = tmp_path / "ft" / "manifest.json"
+    manifest = json.loads(path.read_text())
+    assert opened(tmp_path / "ft")["config"]["rotary_pct"] == 0.3
+    for key, value in (("hidden_size", 33), ("rotary_pct", 0.5), ("num_attention_heads", 0), ("rotary_pct", "x")):
+        path.write_text(json.dumps({**manifest, "config": {**manifest["config"], key: value}}))
+        assert key in refused(65, "inspect", tmp_path / "ft")
+    path.write_text(json.dumps({**manifest, "family": "gpt2"}))
+    assert "expected sections of the family gpt2" in refused(65, "inspect", tmp_path / "ft")
