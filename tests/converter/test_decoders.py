@@ -22,36 +22,53 @@ from converter.formats import fastertransformer, huggingface, open_any
 from converter.plan import Plan
 from converter.storage import LocalStorage
 
-# name of a case -> builder of the model; every one goes through every law below
-CASES: dict[str, Callable[..., tiny.Model]] = {
-    "gpt2": tiny.gpt2,
-    "gpt2, untied, n_inner null": lambda **more: tiny.gpt2(tie_word_embeddings=False, n_inner=None, **more),
-    "gpt2, relu, another epsilon": lambda **more: tiny.gpt2(
-        activation_function="relu", layer_norm_epsilon=1e-3, reorder_and_upcast_attn=True, **more
+# name of a case -> builder of the model, and what is special about it; every one goes through every law below
+CASES: dict[str, tuple[Callable[..., tiny.Model], dict[str, Any]]] = {
+    "gpt2": (tiny.gpt2, {}),
+    "gpt2, untied, n_inner null": (tiny.gpt2, {"tie_word_embeddings": False, "n_inner": None}),
+    "gpt2, relu, another epsilon": (
+        tiny.gpt2,
+        {"activation_function": "relu", "layer_norm_epsilon": 1e-3, "reorder_and_upcast_attn": True},
     ),
-    "bloom": tiny.bloom,
-    "bloom, untied": lambda **more: tiny.bloom(tie_word_embeddings=False, **more),
-    "opt": tiny.opt,
-    "opt, untied, no final norm, tanh": lambda **more: tiny.opt(
-        tie_word_embeddings=False, _remove_final_layer_norm=True, activation_function="gelu_new", **more
+    "bloom": (tiny.bloom, {}),
+    "bloom, untied": (tiny.bloom, {"tie_word_embeddings": False}),
+    "opt": (tiny.opt, {}),
+    "opt, untied, no final norm, tanh": (
+        tiny.opt,
+        {"tie_word_embeddings": False, "_remove_final_layer_norm": True, "activation_function": "gelu_new"},
     ),
-    "opt, norms after the blocks": lambda **more: tiny.opt(do_layer_norm_before=False, **more),
-    "opt, projected": lambda **more: tiny.opt(do_layer_norm_before=False, word_embed_proj_dim=6, **more),
-    "opt, projected, untied": lambda **more: tiny.opt(word_embed_proj_dim=20, tie_word_embeddings=False, **more),
-    "gptneox": tiny.gptneox,
-    "gptneox, serial, tied": lambda **more: tiny.gptneox(
-        use_parallel_residual=False, tie_word_embeddings=True, rotary_pct=0.8, **more
+    "opt, norms after the blocks": (tiny.opt, {"do_layer_norm_before": False}),
+    "opt, projected": (tiny.opt, {"do_layer_norm_before": False, "word_embed_proj_dim": 6}),
+    "opt, projected, untied": (tiny.opt, {"word_embed_proj_dim": 50, "tie_word_embeddings": False}),
+    "gptneox": (tiny.gptneox, {}),
+    "gptneox, serial, tied": (
+        tiny.gptneox,
+        {"use_parallel_residual": False, "tie_word_embeddings": True, "rotary_pct": 0.8},
     ),
-    "gptj": tiny.gptj,
-    "gptj, tied, n_inner null": lambda **more: tiny.gptj(tie_word_embeddings=True, n_inner=None, rotary_dim=6, **more),
+    "gptj": (tiny.gptj, {}),
+    "gptj, tied, n_inner null": (tiny.gptj, {"tie_word_embeddings": True, "n_inner": None, "rotary_dim": 6}),
+}
+# builder -> its words for heads, hidden size, inner size, layers (BLOOM's inner size is no key)
+WORDS = {
+    tiny.gpt2: ("n_head", "n_embd", "n_inner", "n_layer"),
+    tiny.bloom: ("n_head", "hidden_size", None, "n_layer"),
+    tiny.opt: ("num_attention_heads", "hidden_size", "ffn_dim", "num_hidden_layers"),
+    tiny.gptneox: ("num_attention_heads", "hidden_size", "intermediate_size", "num_hidden_layers"),
+    tiny.gptj: ("n_head", "n_embd", "n_inner", "n_layer"),
 }
 UNREACHED = 2  # rows of OPT's positions that have no place in FasterTransformer
+SHARES = ("attention.dense.bias", "mlp.dense_4h_to_h.bias")  # which GPT-NeoX divides among its ranks
 PRESETS = ("gpt2", "bloom", "opt", "gptneox", "gptj")
 
 
 @pytest.fixture(params=CASES)
 def model(request: pytest.FixtureRequest) -> tiny.Model:
-    return CASES[request.param]()
+    return built(request.param)
+
+
+def built(case: str, **more: Any) -> tiny.Model:
+    builder, changes = CASES[case]
+    return builder(**more | changes)
 
 
 # ------------------------------------------------------------------------------------------------------------ the laws
@@ -65,29 +82,47 @@ def write(checkpoint: Checkpoint, folder: Path, ranks: int, budget: int = 1 << 3
 
 
 @pytest.mark.parametrize("case", CASES)
-@settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(
+    heads=st.sampled_from([4, 8, 12]),
+    width=st.sampled_from([6, 8, 10]),
+    inner=st.sampled_from([12, 24, 36]),
+    layers=st.integers(1, 3),
+    vocabulary=st.integers(8, 40),
     dtype=st.sampled_from(["float32", "float16", "bfloat16"]),
     ranks=st.sampled_from([1, 2, 4]),
     budget=st.sampled_from([1, 1 << 30]),
-    seed=st.integers(0, 9),
 )
-def test_reading_back_gives_the_same_bits(case: str, dtype: str, ranks: int, budget: int, seed: int) -> None:
+def test_reading_back_gives_the_same_bits(
+    case: str, heads: int, width: int, inner: int, layers: int, vocabulary: int, dtype: str, ranks: int, budget: int
+) -> None:
+    values = (heads, heads * width, inner, layers)
+    sizes = {word: value for word, value in zip(WORDS[CASES[case][0]], values, strict=True) if word}
     with tempfile.TemporaryDirectory() as name:
         base = Path(name)
-        source = huggingface.open(str(CASES[case](dtype=dtype, seed=seed).save(base / "hf")))
+        source = huggingface.open(str(built(case, dtype=dtype, vocab_size=vocabulary, **sizes).save(base / "hf")))
         model = fastertransformer.expressible(source).cast(source.widest_dtype)
         written = write(model, base / "ft", ranks, budget)
         again = fastertransformer.open(str(written), model.config, None, model.family.name)
         assert again.config == model.config
         check_repeats(again)
         assert again.tensors.keys() == model.tensors.keys()
+        # float16 has numbers that cannot be divided: of those a share is read back as the nearest value
+        shares = SHARES if (case, dtype) == ("gptneox", "float16") and ranks > 1 else ()
         for key, tensor in model.tensors.items():
+            one, other = tensor.read(), again.tensors[key].read()
             assert tensor.spec == again.tensors[key].spec, key
-            first = UNREACHED if key == opt.POSITIONS else 0
-            assert tensor.read()[first:].tobytes() == again.tensors[key].read()[first:].tobytes(), key
+            if key == opt.POSITIONS:
+                one, other = one[UNREACHED:], other[UNREACHED:]
+            if key.endswith(shares):
+                assert np.abs(one.astype(float) - other.astype(float)).max() <= ranks * 2**-25, key
+            else:
+                assert one.tobytes() == other.tobytes(), key
         assert tree(write(again, base / "again", ranks, budget)) == tree(written)
-        assert tree(write(again, base / "one", 1)) == tree(write(model, base / "direct", 1))
+        one_rank, direct = tree(write(again, base / "one", 1)), tree(write(model, base / "direct", 1))
+        assert [
+            name for name, data in direct.items() if one_rank[name] != data and not (shares and "bias" in name)
+        ] == []
 
 
 def test_transformers_gives_the_same_logits_everywhere(model: tiny.Model, tmp_path: Path) -> None:
@@ -245,10 +280,9 @@ def test_biases_of_gptneox_are_shares_or_whole(dtype: str, ranks: int, tmp_path:
         source, ft = model.save(tmp_path / f"{parallel}"), tmp_path / f"ft-{parallel}"
         done("hf-to-ft", source, ft, "-t", ranks)
         folder = ft / f"{ranks}-gpu"
-        names = ("attention.dense.bias", "mlp.dense_4h_to_h.bias")
-        whole = [model.arrays[f"gpt_neox.layers.1.{name}"] for name in names]
+        whole = [model.arrays[f"gpt_neox.layers.1.{name}"] for name in SHARES]
         share = [array / np.dtype(dtype).type(ranks) for array in whole] if parallel else whole
-        for name, expected in zip(names, share, strict=True):
+        for name, expected in zip(SHARES, share, strict=True):
             assert (folder / f"model.layers.1.{name}.bin").read_bytes() == expected.tobytes()
         both = folder / "model.layers.1.mlp.attention.bias.sum.bin"
         assert both.exists() == parallel
