@@ -278,6 +278,7 @@ def _print_plan(conversion: Conversion, as_json: bool) -> None:
         "minimum_memory_budget": plan.minimum_budget,
         "jobs": conversion.limits.jobs,
         "compared_first": sorted(conversion.checkpoint.derived),
+        "notes": list(conversion.notes),
     }
     if as_json:
         document = {"destination": str(folder), "manifest": conversion.manifest, "plan": rows, **totals}

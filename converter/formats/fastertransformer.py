@@ -180,6 +180,9 @@ def open(uri: str, config: Config | None = None, model: str | None = None, famil
         statements = [(f"{key} of {INI}", values) for key, values in fields.values.items()]
         statements.append(("which files there are", table.read_names(files.keys())))
     if model is not None:
+        meant = preset_named(model)[0]
+        if family.name not in (meant.name, meant.equivalent.family if meant.equivalent else ""):
+            raise SourceError(f"{storage}: --model {model} is of the family {meant.name}; this is {family.name}")
         statements.append(preset_statement(model, agreed(statements, str(storage)).get("vocab_size")))
     values, assumed = with_defaults(family, agreed(statements, str(storage)))
     require_dims(family, values, len(files), str(storage))

@@ -153,6 +153,7 @@ def test_inspect_and_dry_run(model: tiny.Model, tmp_path: Path) -> None:
     source = model.save(tmp_path / "source")
     plan = json.loads(ftconvert("hf-to-ft", source, tmp_path / "ft", "--dry-run", "--json").stdout)
     done("hf-to-ft", source, tmp_path / "ft")
+    assert all(note in done("hf-to-ft", source, tmp_path / "same") for note in plan["notes"])
     assert len(plan["plan"]) == len([name for name in tree(tmp_path / "ft") if "-gpu/" in name])
     for path in (source, tmp_path / "ft"):
         found = json.loads(ftconvert("inspect", path, "--json").stdout)
@@ -380,5 +381,7 @@ def test_a_manifest_that_contradicts_config_ini(tmp_path: Path) -> None:
     for key, value in (("hidden_size", 33), ("rotary_pct", 0.5), ("num_attention_heads", 0), ("rotary_pct", "x")):
         path.write_text(json.dumps({**manifest, "config": {**manifest["config"], key: value}}))
         assert key in refused(65, "inspect", tmp_path / "ft")
+    path.write_text(json.dumps(manifest))
+    assert "this is gptneox" in refused(65, "ft-to-hf", tmp_path / "ft", tmp_path / "out", "--model", "gptj")
     path.write_text(json.dumps({**manifest, "family": "gpt2"}))
     assert "expected sections of the family gpt2" in refused(65, "inspect", tmp_path / "ft")
