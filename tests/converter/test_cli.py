@@ -15,6 +15,7 @@ import pytest
 import tiny
 from conftest import ftconvert, tree
 
+from converter import cli, families
 from converter.cli import Size, main
 
 EXECUTABLE = Path(sys.executable).parent / "ftconvert"
@@ -52,6 +53,13 @@ def test_every_command_explains_itself(words: tuple[str, ...]) -> None:
     assert all(one.help for one in options), [one.name for one in options if not one.help]
     assert all(option in result.stdout for one in options for option in one.opts)
     assert max(map(len, result.stdout.splitlines())) <= 110
+
+
+def test_help_names_the_presets_of_the_registry() -> None:
+    """They are text in cli.py, because help comes without numpy, which the tables need."""
+    of_t5x = [name for name, (family, _) in families.PRESETS.items() if family.t5x]
+    assert sorted(cli.T5X_PRESETS.split(", ")) == sorted(of_t5x)
+    assert sorted(cli.PRESETS.split(", ")) == sorted(families.PRESETS)
 
 
 def test_no_command_and_no_such_command() -> None:
@@ -141,7 +149,7 @@ def test_a_dry_run_is_the_plan_and_reads_no_tensor(source: Path, tmp_path: Path)
     document = json.loads(result.stdout)
     assert document.keys() == {
         *("destination", "manifest", "plan", "files", "bytes_written", "bytes_read", "memory_budget"),
-        *("minimum_memory_budget", "compared_first", "jobs"),
+        *("minimum_memory_budget", "compared_first", "notes", "jobs"),
     }
     assert not (tmp_path / "out").exists()
     assert ftconvert("jax-to-ft", garbage, tmp_path / "out", *options).exit_code == 65  # garbage it is

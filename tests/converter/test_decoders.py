@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from converter import engine
 from converter.checkpoint import Checkpoint, check_repeats
-from converter.families import opt
+from converter.families import gptneox, opt
 from converter.formats import fastertransformer, huggingface, open_any
 from converter.plan import Plan
 from converter.storage import LocalStorage
@@ -371,6 +371,15 @@ def test_values_tell_families_of_one_section_apart(
     done("hf-to-ft", build().save(tmp_path / "source"), tmp_path / "ft")
     (tmp_path / "ft" / "manifest.json").unlink()
     assert opened(tmp_path / "ft")["family"] == family
+
+
+def test_every_rotary_size_is_read_back_as_a_share_that_gives_it() -> None:
+    (field,) = (one for one in gptneox.FAMILY.fastertransformer.fields if one.key == "gptneox.rotary_embedding")
+    for width in range(1, 257):
+        heads = {"num_attention_heads": 3, "hidden_size": 3 * width}
+        for dim in range(1, width + 1):
+            stated = field.read(str(dim), {"size_per_head": str(width)})
+            assert field.write({**heads, **stated}) == str(dim)
 
 
 def test_a_manifest_that_contradicts_config_ini(tmp_path: Path) -> None:
