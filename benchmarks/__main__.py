@@ -8,13 +8,13 @@ from typing import Any
 
 import click
 
-from benchmarks import cases, report
+from benchmarks import buckets, cases, report
 from benchmarks.measure import machine
 from benchmarks.shapes import SIZES
 
 BUDGETS = (64 << 20, 256 << 20, 2 << 30)
 PROFILED = ("t5x", "t5x-tp", "gzip", "hf")
-PARTS = ("conversions", "memory", "startup", "profile")
+PARTS = ("conversions", "memory", "startup", "profile", "buckets")
 
 
 def _chosen(allowed: tuple[str, ...]) -> Any:
@@ -39,6 +39,12 @@ def _chosen(allowed: tuple[str, ...]) -> Any:
 )
 @click.option("--cold", is_flag=True, help="Drop the source from the page cache before each run.")
 @click.option(
+    "--latency", type=float, default=0.03, show_default=True, help="Seconds that a request to a bucket waits."
+)
+@click.option(
+    "--bandwidth", type=float, default=0, help="Bytes per second of a connection to a bucket.  [default: no limit]"
+)
+@click.option(
     "--folder", type=Path, default=Path(".build/benchmarks"), show_default=True, help="Checkpoints and outputs."
 )
 @click.option(
@@ -52,6 +58,8 @@ def main(
     repeats: int,
     peer_repeats: int,
     cold: bool,
+    latency: float,
+    bandwidth: float,
     folder: Path,
     results: Path | None,
     docs: bool,
@@ -62,10 +70,11 @@ def main(
         click.echo(line, err=True)
 
     folder.mkdir(parents=True, exist_ok=True)
-    found: dict[str, Any] = {"conversions": {}, "memory": {}, "startup": {}, "profile": {}}
+    found: dict[str, Any] = {part: {} for part in PARTS}
     if results and results.is_file():
         found |= json.loads(results.read_text())
-    found["machine"] = {**machine(folder), "source": "dropped from the cache" if cold else "in the page cache"}
+    if parts or "machine" not in found:
+        found["machine"] = {**machine(folder), "source": "dropped from the cache" if cold else "in the page cache"}
     for size in sizes:
         if "conversions" in parts:
             measured = cases.conversions(folder, size, names, repeats, peer_repeats, cold, say)
@@ -78,6 +87,8 @@ def main(
             found["profile"].setdefault(size, {}).update(
                 cases.profile(folder, size, [n for n in names if n in PROFILED])
             )
+        if "buckets" in parts:
+            found["buckets"][size] = buckets.measured(folder, size, latency, bandwidth, repeats, BUDGETS, say)
         if results:
             results.write_text(json.dumps(found, indent=1) + "\n")
     click.echo("\n\n".join(report.tables(found).values()))

@@ -34,6 +34,9 @@ def tables(found: dict[str, Any]) -> dict[str, str]:
         made["memory"] = _memory([row for rows in found["memory"].values() for row in rows])
     if found["startup"]:
         made["startup"] = _startup(found["startup"])
+    if found["buckets"]:
+        made["buckets"] = "\n\n".join(_buckets(size, values) for size, values in found["buckets"].items())
+        made["buckets-memory"] = _memory([row for values in found["buckets"].values() for row in values["memory"]])
     if found["profile"]:
         made["profile"] = "\n\n".join(_profile(size, rows) for size, rows in found["profile"].items())
     return made
@@ -144,6 +147,31 @@ def _startup(found: dict[str, Any]) -> str:
     head = ["seconds", *found]
     titles = {"help": "`ftconvert --help`", "t5x": "T5X: to the first read of a weight", "hf": "Hugging Face: the same"}
     return _table(head, [[title, *(_spread(rows[key]) for rows in found.values())] for key, title in titles.items()])
+
+
+REQUESTS = ("upload", "session", "part", "read", "list", "stat", "bucket", "delete")
+
+
+def _buckets(size: str, values: dict[str, Any]) -> str:
+    limit = values["bytes_per_second"]
+    speed = f", {limit / MIB:,.0f} MiB/s per connection" if limit else ""
+    title = f"T5 v1.1 {size}, tp={SIZES[size].tensor_parallel}, {values['latency'] * 1000:.0f} ms per request{speed}"
+    head = ["", "seconds", "of the copy", "files x latency / 8", "CPU s", "peak MiB", "files", "requests per file"]
+    rows = [
+        [
+            row["title"],
+            _spread(row["seconds"], 1),
+            f"{row['of_copy']:.2f}" if "of_copy" in row else "",
+            f"{row['files'] * values['latency'] / 8:.1f}",
+            f"{row['cpu_seconds']:.1f}",
+            f"{row['peak_bytes'] / MIB:,.0f}",
+            f"{row['files']:,}",
+            f"{sum(row['requests'].values()) / row['files']:.2f}",
+            *(f"{row['requests'].get(kind, 0):,}" for kind in REQUESTS),
+        ]
+        for row in values["rows"]
+    ]
+    return f"**{title}**\n\n{_table([*head, *REQUESTS], rows)}"
 
 
 def _profile(size: str, found: dict[str, Any]) -> str:
