@@ -1,10 +1,11 @@
 """Runs a plan: every group read once, every file written front to back, within a byte budget.
 
-    worker: group -> [sources kept in memory]? -> bundle -> band: hold bytes, read, append to each file, release
+    worker: group -> [sources kept in memory]? -> bundle: hold bytes -> band: read, append to each file
 
 A worker thread takes a whole group. `ByteBudget` bounds the bytes that all of them have in flight; a worker asks for
-everything it will need at once, so that two workers can never wait for each other. The first failure stops the others
-at their next band; a file that was not finished leaves nothing behind.
+everything it will need at once, so that two workers can never wait for each other: kept sources, the largest band, and
+what the open files keep until it is sent. The first failure stops the others at their next band; a file that was not
+finished leaves nothing behind.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import ctypes
 import threading
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -24,7 +25,6 @@ from converter.tensor import Array, Box, LazyTensor, in_memory
 
 Finished = Callable[[str, int, str], None]  # (path, bytes, crc32c)
 Progress = Callable[[int], None]  # bytes written since the last call
-Hold = AbstractContextManager[None]
 
 
 @dataclass(frozen=True)
@@ -45,6 +45,18 @@ class Limits:
             return max(group.minimum, min(BAND_BYTES, self.budget - group.source_nbytes))
         # A band below a whole grain makes storage read it again, so a tensor of large grains may take all there is.
         return max(group.minimum, min(BAND_BYTES, self.share), min(group.whole_grains, self.budget))
+
+    def run_nbytes(self, run: Run, band: int) -> int:
+        """Bytes in flight for these tensors, their kept sources included."""
+        if run.resident(self.budget):
+            sources = nbytes_of(run.leaves)
+            return sources + max(run.minimum, min(band, self.budget - sources))
+        first = ((tensor, next(bands(tensor, band))) for tensor in run.tensors)  # none of the others is larger
+        return max(band_bytes(tensor, box.shape[0] if box.shape else 1) for tensor, box in first)
+
+    def kept(self, files: Sequence[OutputFile], most: int, held: int) -> int:
+        """Bytes that each of these files may keep while they are open: `most`, if that fits beside what is held."""
+        return min(most, max(0, self.budget - held) // max(1, len(files)))
 
     def read_nbytes(self, plan: Plan) -> int:
         """Bytes that will be read from the source, decompressed."""
@@ -88,6 +100,11 @@ class ByteBudget:
             with self._changed:
                 self._used -= nbytes
                 self._changed.notify_all()
+
+    def check(self) -> None:
+        """Raises CancelledError where the run is being stopped."""
+        with self.hold(0):
+            pass
 
     def cancel(self) -> None:
         """Wake every waiter with `CancelledError`; no more bytes are given out."""
@@ -162,48 +179,46 @@ class _Run:
 
     def write_group(self, group: Group) -> None:
         """Everything of a group that is not done, its sources read once if they fit."""
-        bundles = [bundle for bundle in group.bundles if any(file.path not in self.done for file in bundle.files)]
+        bundles = [
+            Bundle(files)
+            for bundle in group.bundles
+            if (files := tuple(file for file in bundle.files if file.path not in self.done))
+        ]
         band = self.limits.band(group)
         if not bundles or not group.resident(self.limits.budget):
             for bundle in bundles:
-                self.write_bundle(bundle, band, {}, self.budget.hold)
+                held = max((self.limits.run_nbytes(run, band) for run in bundle.runs), default=0)
+                kept = self.limits.kept(bundle.files, self.storage.kept, held)
+                with self.budget.hold(held + _kept(bundle, kept)):
+                    self.write_bundle(bundle, band, {}, kept)
             return
-        with self.budget.hold(group.source_nbytes + band):
-            kept = {leaf: in_memory(leaf.read(), leaf.origin) for leaf in group.leaves}
+        held = group.source_nbytes + band
+        kept = min(self.limits.kept(bundle.files, self.storage.kept, held) for bundle in bundles)
+        with self.budget.hold(held + max(_kept(bundle, kept) for bundle in bundles)):
+            sources = {leaf: in_memory(leaf.read(), leaf.origin) for leaf in group.leaves}
             for bundle in bundles:
-                self.write_bundle(bundle, band, kept, lambda nbytes: self.budget.hold(0))  # held already
+                self.write_bundle(bundle, band, sources, kept)
 
-    def write_bundle(
-        self, bundle: Bundle, band: int, kept: Mapping[LazyTensor, LazyTensor], hold: Callable[[int], Hold]
-    ) -> None:
-        """All files of a bundle in lockstep, a band of at most `band` bytes at a time, over `kept` sources."""
-        with _Files(self, [file for file in bundle.files if file.path not in self.done]) as files:
+    def write_bundle(self, bundle: Bundle, band: int, sources: Mapping[LazyTensor, LazyTensor], kept: int) -> None:
+        """All files of a bundle in lockstep, a band of at most `band` bytes at a time, over sources in memory."""
+        with _Files(self, bundle.files, kept) as files:
             for run in bundle.runs:
-                if kept or not run.resident(self.limits.budget):
-                    self._write_run(run, band, kept, hold, files)
+                if sources or not run.resident(self.limits.budget):
+                    self._write_run(run, band, sources, files)
                     continue
-                nbytes = nbytes_of(run.leaves)
-                room = max(run.minimum, min(band, self.limits.budget - nbytes))
-                with self.budget.hold(nbytes + room):
-                    sources = {leaf: in_memory(leaf.read(), leaf.origin) for leaf in run.leaves}
-                    self._write_run(run, room, sources, lambda nbytes: self.budget.hold(0), files)  # held already
-                    del sources
+                room = self.limits.run_nbytes(run, band) - nbytes_of(run.leaves)
+                own = {leaf: in_memory(leaf.read(), leaf.origin) for leaf in run.leaves}
+                self._write_run(run, room, own, files)
+                del own
 
-    def _write_run(
-        self,
-        run: Run,
-        band: int,
-        kept: Mapping[LazyTensor, LazyTensor],
-        hold: Callable[[int], Hold],
-        files: _Files,
-    ) -> None:
+    def _write_run(self, run: Run, band: int, sources: Mapping[LazyTensor, LazyTensor], files: _Files) -> None:
         for number, tensor in enumerate(run.tensors, run.first):
-            lazy = tensor.over(kept)
+            lazy = tensor.over(sources)
             for box in bands(tensor, band):
                 if not any(file.segments[number].box.intersection(box).size for file in files.wanted):
                     continue  # nobody who is not done needs it
-                with hold(band_bytes(tensor, box.shape[0] if box.shape else 1)):
-                    self.advance(_append(lazy, box, number, files))
+                self.budget.check()
+                self.advance(_append(lazy, box, number, files))
 
     def advance(self, nbytes: int) -> None:
         """Tell what was written."""
@@ -218,8 +233,9 @@ class _Files:
     side by side (the shards of tensor parallelism) together.
     """
 
-    def __init__(self, run: _Run, wanted: Sequence[OutputFile]) -> None:
+    def __init__(self, run: _Run, wanted: Sequence[OutputFile], kept: int) -> None:
         self.wanted = wanted
+        self._kept = kept
         self._run = run
         self._open: dict[str, Writer] = {}
         self._complete: set[str] = set()
@@ -239,7 +255,7 @@ class _Files:
         """The next bytes of a file."""
         writer = self._open.get(file.path)
         if writer is None:
-            writer = self._open[file.path] = self._run.storage.writer(file.path)
+            writer = self._open[file.path] = self._run.storage.writer(file.path, self._kept)
             writer.write(file.header)
         writer.write(data)
         if writer.size == file.nbytes:
@@ -248,6 +264,11 @@ class _Files:
             self._complete.add(file.path)
             with self._run.lock:
                 self._run.finished(file.path, writer.size, crc32c)
+
+
+def _kept(bundle: Bundle, most: int) -> int:
+    """Bytes that the files of a bundle keep if all of them are open."""
+    return sum(min(most, file.nbytes) for file in bundle.files)
 
 
 def _append(tensor: LazyTensor, box: Box, number: int, files: _Files) -> int:

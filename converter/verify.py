@@ -137,8 +137,9 @@ class Comparing:
     sizes: Mapping[str, int]  # of the files that are there
     faults: list[Problem] = field(default_factory=list)
     lock: threading.Lock = field(default_factory=threading.Lock)
+    kept: int = 0
 
-    def writer(self, name: str) -> Writer:
+    def writer(self, name: str, kept: int = 0) -> Writer:
         return _ComparingWriter(self, name)
 
 

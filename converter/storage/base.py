@@ -22,7 +22,12 @@ class Writer(Protocol):
 class Target(Protocol):
     """Anything that files can be written to."""
 
-    def writer(self, name: str) -> Writer: ...
+    @property
+    def kept(self) -> int:
+        """Bytes of an open file that are best kept until they are sent; 0 where they are written at once."""
+
+    def writer(self, name: str, kept: int) -> Writer:
+        """A new file that keeps at most so many bytes (but what is sent has a least size, see the storage)."""
 
 
 class Storage(Target, Protocol):

@@ -35,7 +35,8 @@ from converter.storage.base import Buffer, Storage
 
 SCHEME = "gs://"
 BUCKET = re.compile(r"[a-z0-9][a-z0-9._-]{1,220}[a-z0-9]")
-CHUNK = 8 << 20  # bytes of a file that are kept before they are sent; a multiple of 256 KiB, which uploads consist of
+CHUNK = 8 << 20  # bytes of a file that are kept before they are sent, where there is room for so many
+UNIT = 256 << 10  # what an upload of several parts consists of
 TIMEOUT = 60  # seconds that a request may stand still
 PATIENCE = 120  # seconds in which a request is tried again
 TENSORSTORE_RETRIES = 8  # after 1, 2, 4, ... at most 32 seconds: as patient
@@ -105,6 +106,11 @@ class BucketStorage:
 
     def __str__(self) -> str:
         return self.path("")
+
+    @property
+    def kept(self) -> int:
+        """Larger files are sent in several requests."""
+        return CHUNK
 
     @property
     def _root(self) -> str:
@@ -207,9 +213,9 @@ class BucketStorage:
             raise SourceError(f"{self.path(name)}: expected {size} bytes from offset {start}, found {len(data)}")
         return data
 
-    def writer(self, name: str) -> BucketWriter:
-        """A new object; it appears when it is committed."""
-        return BucketWriter(self._blob(name), self.path(name))
+    def writer(self, name: str, kept: int | None = None) -> BucketWriter:
+        """A new object; it appears when it is committed. It keeps 256 KiB in any case."""
+        return BucketWriter(self._blob(name), self.path(name), self.kept if kept is None else kept)
 
     def write(self, name: str, data: bytes) -> None:
         """A small object, whole or not at all."""
@@ -259,12 +265,13 @@ class BucketStorage:
 
 
 class BucketWriter:
-    """Keeps up to `CHUNK` bytes. A file that fits is sent in one request, a longer one as a resumable upload."""
+    """Keeps up to `kept` bytes. A file that fits is sent in one request, a longer one as a resumable upload."""
 
-    def __init__(self, blob: Any, where: str) -> None:
+    def __init__(self, blob: Any, where: str, kept: int) -> None:
         self.size = 0
         self._blob, self._where = blob, where
-        self._buffer = bytearray()
+        self._most = max(UNIT, kept // UNIT * UNIT)
+        self._buffer = bytearray()  # sent as it is, without another copy; a new one for each request
         self._session = ""  # URL of the resumable upload; it is a key as well and belongs in no message
         self._sent = 0
         self._crc = 0
@@ -279,9 +286,9 @@ class BucketWriter:
         self._crc = crc32c.crc32c(view, self._crc)
         self.size += len(view)
         while view:
-            if len(self._buffer) == CHUNK:  # and more follows: this is not the end
+            if len(self._buffer) == self._most:  # and more follows: this is not the end
                 self._send("*")
-            part = view[: CHUNK - len(self._buffer)]
+            part = view[: self._most - len(self._buffer)]
             self._buffer += part
             view = view[len(part) :]
 
@@ -292,13 +299,7 @@ class BucketWriter:
             IncompleteError: what the bucket holds is not what was sent; the object is removed.
             DestinationError, OptionsError: see `_translated`.
         """
-        if self._session:
-            stated = self._send(str(self.size)).get("crc32c")
-        else:
-            with _translated(self._where, "no such bucket", writing=True):
-                self._blob.upload_from_string(bytes(self._buffer), BINARY, checksum="crc32c", **_options())
-            stated = self._blob.crc32c
-            self._buffer.clear()
+        stated = self._send(str(self.size)).get("crc32c")
         ours = f"{self._crc:08x}"
         if _hexadecimal(stated) != ours:
             with _translated(self._where, writing=True):
@@ -308,38 +309,44 @@ class BucketWriter:
 
     def abort(self) -> None:
         """Leave nothing of it: an upload that is not finished is no object."""
-        self._buffer.clear()
+        self._buffer = bytearray()
         if self._session:
             with suppress(Exception):  # the bucket forgets it after a week by itself
                 _client()._http.delete(self._session, timeout=10)
 
     def _send(self, total: str) -> dict[str, Any]:
         """Send what is kept; with the number of all bytes for `total` it makes the object, and returns what it is."""
-        with _translated(self._where, "no such bucket", writing=True):
-            if not self._session:
+        put: Callable[[memoryview, str], dict[str, Any]] = _retry()(self._put)
+        start, end = self._sent, self._sent + len(self._buffer)
+        with _translated(self._where, "no such bucket", writing=True), memoryview(self._buffer) as data:
+            if total == "*" and not self._session:
                 self._session = self._blob.create_resumable_upload_session(BINARY, **_options())
-            data, end = bytes(self._buffer), self._sent + len(self._buffer)
-            put: Callable[[bytes, str], dict[str, Any]] = _retry()(self._put)
-            answer: dict[str, Any] = {}
+            answer = put(data, total)
             while self._sent < end:  # a bucket may take a part only
-                answer = put(data[self._sent - end :], total)
-        self._buffer.clear()
+                answer = put(data[self._sent - start :], total)
+        self._buffer = bytearray()
         return answer
 
-    def _put(self, data: bytes, total: str) -> dict[str, Any]:
+    def _put(self, data: memoryview, total: str) -> dict[str, Any]:
         """One request of the upload. Sent once more it does no harm: bytes that are there already are passed over."""
         from google.api_core.exceptions import ServiceUnavailable, from_http_response
 
-        end = self._sent + len(data)
-        headers = {"Content-Range": f"bytes {self._sent}-{end - 1}/{total}", "Content-Type": BINARY}
+        client, end = _client(), self._sent + len(data)
+        headers = {"Content-Type": BINARY}
         if total == str(end):  # lets the bucket itself refuse what was damaged on its way
             headers["X-Goog-Hash"] = f"crc32c={base64.b64encode(self._crc.to_bytes(4, 'big')).decode()}"
-        answer = _client()._http.put(self._session, data=data, headers=headers, timeout=TIMEOUT)
+        if self._session:
+            headers["Content-Range"] = f"bytes {self._sent}-{end - 1}/{total}"
+            answer = client._http.put(self._session, data=data, headers=headers, timeout=TIMEOUT)
+        else:
+            url = f"{client._connection.get_api_base_url_for_mtls()}/upload/storage/v1{self._blob.bucket.path}/o"
+            named = {"uploadType": "media", "name": self._blob.name}
+            answer = client._http.post(url, params=named, data=data, headers=headers, timeout=TIMEOUT)
         if answer.status_code in (HTTPStatus.OK, HTTPStatus.CREATED):
             self._sent = end
             stated: dict[str, Any] = answer.json()
             return stated
-        if answer.status_code in (HTTPStatus.NOT_FOUND, HTTPStatus.GONE):
+        if self._session and answer.status_code in (HTTPStatus.NOT_FOUND, HTTPStatus.GONE):
             raise IncompleteError(f"{self._where}: the bucket has forgotten the upload half-way. {AGAIN}")
         if answer.status_code != HTTPStatus.PERMANENT_REDIRECT:  # its "go on"
             raise from_http_response(answer)

@@ -25,6 +25,7 @@ class LocalStorage:
     """A folder on this machine; paths are relative to it and use `/`."""
 
     block = 1 << 20  # it is still in the processor's cache when it is copied on
+    kept = 0  # what is written goes to the system at once
 
     def __init__(self, root: str | os.PathLike[str]) -> None:
         self.root = Path(root)
@@ -106,7 +107,7 @@ class LocalStorage:
             raise SourceError(f"{self.path(name)}: expected {size} bytes from offset {start}, found {len(data)}")
         return data
 
-    def writer(self, name: str) -> LocalWriter:
+    def writer(self, name: str, kept: int = 0) -> LocalWriter:
         """A new file; it appears under its name when it is committed."""
         return LocalWriter(self.root / name)
 

@@ -171,6 +171,76 @@ def test_what_is_in_flight_stays_within_the_budget(
     assert found["again"] == leaves[0].array.tobytes()
 
 
+class Keeping:
+    """A target whose open files keep what they are given, as an upload that has not been sent; `most` is the worst
+    excess of that over what is held."""
+
+    kept = 3_000
+
+    def __init__(self) -> None:
+        self.now, self.excess, self.rooms, self.lock = 0, 0, [], threading.Lock()
+
+    def writer(self, name: str, kept: int) -> Writer:
+        self.rooms.append(kept)
+        return _KeepingWriter(self, kept)
+
+
+class _KeepingWriter:
+    def __init__(self, target: Keeping, most: int) -> None:
+        self.size, self._target, self._most, self._kept = 0, target, most, 0
+
+    def write(self, data: Any) -> None:
+        self.size += len(data)
+        self._keep(min(self._most, self.size))
+        time.sleep(0.0005)
+
+    def commit(self) -> str:
+        self._keep(0)
+        return ""
+
+    abort = commit
+
+    def _keep(self, nbytes: int) -> None:
+        target = self._target
+        with target.lock:
+            target.now += nbytes - self._kept
+            self._kept = nbytes
+            target.excess = max(target.excess, target.now - Tracking.now)
+
+
+@pytest.mark.parametrize("budget", [20_000, 100_000, 1 << 30])
+@pytest.mark.parametrize("together", [False, True])
+def test_what_open_files_keep_is_held(monkeypatch: pytest.MonkeyPatch, budget: int, together: bool) -> None:
+    """Transposed in bands, so that all four files of a tensor are open until the last one."""
+    Tracking.most = Tracking.now = 0
+    monkeypatch.setattr(engine, "ByteBudget", Tracking)
+    monkeypatch.setattr(engine, "BAND_BYTES", 2_000)
+    leaves = [Leaf((100, 64), f"leaf{i}", grain=(10, 8)) for i in range(12)]
+    files = [file for one in leaves for file in split(one.name, one.tensor, 4)]
+    if together:  # two bundles over one source in memory
+        files += [file for one in leaves for file in split(f"{one.name}T", ops.transpose(one.tensor), 4)]
+    plan, target = Plan(tuple(files)), Keeping()
+    limits = Limits.of(plan, budget, 8)
+    run(plan, target, limits, (), lambda name, size, crc: None)
+    assert target.excess <= 0
+    assert target.now == Tracking.now == 0
+    assert Tracking.most <= limits.budget
+    assert len(target.rooms) == len(files)
+    assert max(target.rooms) <= target.kept
+    if budget > 1 << 20:
+        assert set(target.rooms) == {target.kept}, "there is room for all that is worth keeping"
+
+
+def test_what_open_files_keep_is_held_beside_a_source_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    Tracking.most = Tracking.now = 0
+    monkeypatch.setattr(engine, "ByteBudget", Tracking)
+    one = Leaf((100, 64), grain=(10, 8))
+    plan = Plan((*split("a", one.tensor, 4), *split("b", ops.transpose(one.tensor), 2)))
+    limits = Limits.of(plan, 1 << 30, 1)
+    run(plan, Keeping(), limits, (), lambda name, size, crc: None)
+    assert Tracking.most == one.array.nbytes + limits.band(plan.groups[0]) + 4 * Keeping.kept
+
+
 # ------------------------------------------------------------------------------------------------------------- reading
 
 
@@ -223,10 +293,11 @@ def test_what_is_done_is_neither_read_nor_written(tmp_path: Path) -> None:
 class Recorder:
     """A target that notes who wrote what, in order; a stream knows no seek."""
 
+    kept = 0
     log: list[tuple[str, str, int]] = field(default_factory=list)
     content: dict[str, bytearray] = field(default_factory=dict)
 
-    def writer(self, name: str) -> Writer:
+    def writer(self, name: str, kept: int = 0) -> Writer:
         return _RecordingWriter(self, name)
 
 
@@ -309,8 +380,8 @@ def test_a_failure_stops_the_others_and_leaves_nothing_half_written(
 
 def test_a_writer_that_fails_is_the_error_that_is_seen(tmp_path: Path) -> None:
     class Full(Recorder):
-        def writer(self, name: str) -> Writer:
-            writer = super().writer(name)
+        def writer(self, name: str, kept: int = 0) -> Writer:
+            writer = super().writer(name, kept)
             if name == "x.1":
                 writer.commit = lambda: (_ for _ in ()).throw(OSError("full"))
             return writer
