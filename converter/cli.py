@@ -183,7 +183,13 @@ def _options(source: str, target: str) -> list[Option]:
     return [
         *options,
         click.option("--memory-budget", type=Size(), default="2GiB", show_default=True, help="Bytes in flight."),
-        click.option("-j", "--jobs", type=click.IntRange(1), default=None, help="Threads.  [default: number of CPUs]"),
+        click.option(
+            "-j",
+            "--jobs",
+            type=click.IntRange(1),
+            default=None,
+            help="Threads.  [default: number of CPUs; 32 from or to a bucket]",
+        ),
         click.option("--overwrite", is_flag=True, help="Replace a model that is at the destination."),
         click.option("--dry-run", is_flag=True, help="Print the whole plan, read no tensor, write nothing."),
         click.option("--quiet", is_flag=True, help="No progress bar, no summary."),

@@ -6,7 +6,6 @@ destination -> engine -> manifest.json -> finish
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -130,8 +129,11 @@ def prepare(request: Request) -> Conversion:
         "options": options | ({"lora": request.lora} if request.lora else {}),
         "tool_version": manifest.tool_version(),
     }
-    limits = engine.Limits.of(plan, request.memory_budget, request.jobs or os.cpu_count() or 1)
-    return Conversion(request, model, plan, limits, _destination(request), skeleton)
+    destination = _destination(request)
+    ends = [destination.root, *([] if is_hub(request.source) else [open_storage(request.source)])]
+    jobs = request.jobs or max(end.jobs for end in ends)
+    limits = engine.Limits.of(plan, request.memory_budget, jobs)
+    return Conversion(request, model, plan, limits, destination, skeleton)
 
 
 Laid = tuple[Checkpoint, list[OutputFile], dict[str, Any]]  # the model as it is written, its files, options of its own

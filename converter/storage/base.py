@@ -44,6 +44,10 @@ class Storage(Target, Protocol):
     block: int  # bytes that are worth a read of their own, where a file is read piece by piece
 
     @property
+    def jobs(self) -> int:
+        """Threads that it takes to keep it busy."""
+
+    @property
     def name(self) -> str:
         """The folder's own name, the last part of its path."""
 

@@ -37,6 +37,7 @@ SCHEME = "gs://"
 BUCKET = re.compile(r"[a-z0-9][a-z0-9._-]{1,220}[a-z0-9]")
 CHUNK = 8 << 20  # bytes of a file that are kept before they are sent, where there is room for so many
 UNIT = 256 << 10  # what an upload of several parts consists of
+JOBS = 32  # threads: nearly all of their time is waiting for answers
 TIMEOUT = 60  # seconds that a request may stand still
 PATIENCE = 120  # seconds in which a request is tried again
 TENSORSTORE_RETRIES = 8  # after 1, 2, 4, ... at most 32 seconds: as patient
@@ -111,6 +112,11 @@ class BucketStorage:
     def kept(self) -> int:
         """Larger files are sent in several requests."""
         return CHUNK
+
+    @property
+    def jobs(self) -> int:
+        """As many requests under way."""
+        return JOBS
 
     @property
     def _root(self) -> str:

@@ -34,6 +34,11 @@ class LocalStorage:
         return str(self.root)
 
     @property
+    def jobs(self) -> int:
+        """One for each CPU."""
+        return os.cpu_count() or 1
+
+    @property
     def name(self) -> str:
         """The folder's own name."""
         return self.root.absolute().name

@@ -832,6 +832,45 @@ def test_both_ways(bucket: str, source: Path, undisturbed: dict[str, bytes], tmp
         assert json.loads(result.stdout)["format"] == form
 
 
+def test_how_many_requests_a_conversion_takes(
+    bucket: str, source: Path, undisturbed: dict[str, bytes], proxy: Proxy
+) -> None:
+    """One for each file, and a few that do not become more with more files; many of them at the same time."""
+    under_way, most, lock = [0], [0], threading.Lock()
+
+    def late(exchange: Exchange) -> None:
+        if exchange.sends and exchange.body:
+            with lock:
+                under_way[0] += 1
+                most[0] = max(most[0], under_way[0])
+            time.sleep(0.1)
+            with lock:
+                under_way[0] -= 1
+
+    proxy.rule = late
+    assert ftconvert("jax-to-ft", source, f"{bucket}/out", "--model", "ul2", "-t", 2).exit_code == 0
+    same(there(f"{bucket}/out"), undisturbed, str(source))
+    names = [urllib.parse.parse_qs(urllib.parse.urlsplit(e.path).query)["name"][0] for e in proxy.seen if e.sends]
+    files = [name for name in names if "/.parts/" not in name]
+    assert sorted(files) == sorted(f"out/{name}" for name in undisturbed), "each once"
+    assert len(names) - len(files) <= 4, "the journal"
+    assert proxy.count(lambda exchange: not exchange.sends) - len(undisturbed) <= 12, "`there` reads each file"
+    assert most[0] >= 10, "a plain list of uploads, one after the other for each processor, would be 2"
+
+
+def test_how_many_threads(bucket: str, source: Path, tmp_path: Path) -> None:
+    there_source = upload(source, f"{bucket}/t5x")
+    for start, end, options, expected in (
+        (source, tmp_path / "out", (), os.cpu_count()),
+        (source, f"{bucket}/out", (), gcs.JOBS),
+        (there_source, tmp_path / "out", (), gcs.JOBS),
+        (there_source, f"{bucket}/out", ("-j", 3), 3),
+    ):
+        result = ftconvert("jax-to-ft", start, end, "--model", "ul2", "--dry-run", "--json", *options)
+        assert json.loads(result.stdout)["jobs"] == expected
+    assert f"{gcs.JOBS} from or to a bucket" in " ".join(ftconvert("jax-to-ft", "--help").stdout.split())
+
+
 def test_every_kind_of_source(
     bucket: str, example: Path, golden: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
