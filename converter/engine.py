@@ -55,8 +55,12 @@ class Limits:
         return max(band_bytes(tensor, box.shape[0] if box.shape else 1) for tensor, box in first)
 
     def kept(self, files: Sequence[OutputFile], most: int, held: int) -> int:
-        """Bytes that each of these files may keep while they are open: `most`, if that fits beside what is held."""
-        return min(most, max(0, self.budget - held) // max(1, len(files)))
+        """Bytes that each of these files may keep while they are open: `most`, if that fits beside what is held.
+
+        A band may take the whole budget. Then they share a quarter on top of it: uploads in the smallest parts would
+        take a round trip each 256 KiB, while all other workers wait.
+        """
+        return min(most, max(self.budget - held, self.budget // 4) // max(1, len(files)))
 
     def read_nbytes(self, plan: Plan) -> int:
         """Bytes that will be read from the source, decompressed."""

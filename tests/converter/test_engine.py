@@ -226,9 +226,16 @@ def test_what_open_files_keep_is_held(monkeypatch: pytest.MonkeyPatch, budget: i
     assert target.now == Tracking.now == 0
     assert Tracking.most <= limits.budget
     assert len(target.rooms) == len(files)
-    assert max(target.rooms) <= target.kept
+    assert min(target.kept, limits.budget // 4 // 4) <= min(target.rooms) <= max(target.rooms) <= target.kept
     if budget > 1 << 20:
         assert set(target.rooms) == {target.kept}, "there is room for all that is worth keeping"
+
+
+def test_what_open_files_may_keep() -> None:
+    files, limits = [OutputFile(f"f{i}") for i in range(4)], Limits(64 << 20, 32)
+    for held, most, expected in ((0, 8 << 20, 8 << 20), (40 << 20, 8 << 20, 6 << 20), (64 << 20, 8 << 20, 4 << 20)):
+        assert limits.kept(files, most, held) == expected
+    assert limits.kept(files, 0, 0) == 0
 
 
 def test_what_open_files_keep_is_held_beside_a_source_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
