@@ -41,6 +41,8 @@ class Size:
 
 
 SIZES = {
+    # as many files as large, each of them small: for buckets
+    "narrow": Size(d_model=256, d_ff=704, num_heads=16, num_layers=24, tensor_parallel=8, vocab_size=4096, d_kv=16),
     "tiny": Size(d_model=64, d_ff=128, num_heads=8, num_layers=2, tensor_parallel=8, vocab_size=256, d_kv=8),
     "base": Size(d_model=768, d_ff=2048, num_heads=12, num_layers=12, tensor_parallel=4),
     "large": Size(d_model=1024, d_ff=2816, num_heads=16, num_layers=24, tensor_parallel=8),
