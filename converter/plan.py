@@ -239,10 +239,14 @@ def grain_rows(tensor: LazyTensor) -> int:
 
 
 def least_rows(tensor: LazyTensor) -> int:
-    """Rows of the thinnest bands worth making: a unit of the source is not read again for less than its own size."""
-    row = band_bytes(tensor, 2) - band_bytes(tensor, 1)
-    unit = max(unit_bytes(leaf) for leaf in tensor.leaves())
-    return max(1, min(grain_rows(tensor), unit // max(1, row)))
+    """Rows of the thinnest bands worth making: a unit of the source is not read again for less than its own size, and
+    what reading takes beside it is not taken for less than that: a bucket would be asked for every row.
+    """
+    row = max(1, band_bytes(tensor, 2) - band_bytes(tensor, 1))
+    leaves = tensor.leaves()
+    unit, scratch = max(unit_bytes(leaf) for leaf in leaves), max(leaf.scratch for leaf in leaves)
+    rows = tensor.spec.shape[0] if tensor.spec.shape else 1
+    return max(1, min(grain_rows(tensor), unit // row), min(rows, scratch // row))
 
 
 def bands(tensor: LazyTensor, limit: int) -> Iterator[Box]:

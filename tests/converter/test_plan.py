@@ -104,15 +104,24 @@ def test_groups_that_turn_out_to_share_a_source_are_joined() -> None:
 
 
 def test_the_budget_is_raised_to_what_the_chunks_need() -> None:
-    # two grains of 1,600 bytes, and as many rows of 96 bytes as make up a third
+    # two grains of 1,600 bytes beside the band, and as many rows of 96 bytes as make up as much
     tensor = source(100, 8, grain=(50, 8))
     plan = Plan((whole("a", tensor),))
-    assert plan.minimum_budget == 3200 + 1600 // 96 * 96 == 4736
-    assert Limits.of(plan, 64, 8) == Limits(4736, 8)
+    assert plan.minimum_budget == 3200 + 3200 // 96 * 96 == 6368
+    assert Limits.of(plan, 64, 8) == Limits(6368, 8)
     assert Limits.of(plan, 1 << 20, 8) == Limits(1 << 20, 8)
     # a budget that holds a whole grain is used for one, however many threads there are
     assert Limits.of(plan, 9000, 8).band(plan.groups[0]) == 3200 + 50 * 96
     assert Limits.of(plan, 7000, 8).band(plan.groups[0]) == 7000
+
+
+def test_no_band_is_less_than_what_reading_takes_beside_it() -> None:
+    """Rows of 96 bytes; 1,000 bytes beside them, whatever is asked for: not one row at a time, however many threads."""
+    tensor = replace(source(100, 8), scratch=1000)
+    plan = Plan((whole("a", tensor),))
+    assert plan.minimum_budget == 1000 + 10 * 96
+    limits = Limits.of(plan, 64_000, 64)
+    assert starts(tensor, limits.band(plan.groups[0])) == list(range(0, 100, 10))
 
 
 def test_the_digest_changes_with_what_would_be_written_and_with_nothing_else() -> None:
