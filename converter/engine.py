@@ -134,7 +134,7 @@ def run(
         SourceError: damaged source, or a value that does not fit the written type.
         IncompleteError: the disk filled up, or another error of the system.
     """
-    _share_one_heap()
+    _spare_memory(limits.budget)
     work = _Run(storage, limits, ByteBudget(limits.budget), frozenset(done), finished, progress)
     # The largest first: a small one at the end keeps no thread waiting for long.
     groups = sorted((group for group in plan.groups if group.leaves), key=lambda group: -group.source_nbytes)
@@ -156,17 +156,22 @@ def run(
             work.write_group(group)
 
 
-M_ARENA_MAX = -8  # glibc, malloc.h
+M_ARENA_MAX, M_MMAP_THRESHOLD = -8, -3  # glibc, malloc.h
+SMALL_BUDGET = 512 << 20  # below it a hundred MiB that malloc keeps for later are more than may be
+MAPPED_BYTES = 1 << 20  # an array of so many has pages of its own then, which go back to the system with it
 
 
-def _share_one_heap() -> None:
-    """Have the C library keep freed memory where all threads can use it.
+def _spare_memory(budget: int) -> None:
+    """Have the C library keep freed memory where all threads can use it; under a small budget, keep none.
 
     glibc gives each thread a heap of its own: with two threads and a budget of 64 MiB that took 92 MiB instead of 29.
-    Allocations are few and large here, so nobody waits for the one lock.
+    From and to a bucket 32 threads took 290 MiB of one heap, and 65 with pages for each array; those cost twice the
+    processor time on a disk (docs/performance.md), so a budget that has room for it goes without.
     """
     with suppress(AttributeError, OSError, TypeError):  # another C library
         ctypes.CDLL(None).mallopt(M_ARENA_MAX, 1)
+        if budget < SMALL_BUDGET:
+            ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, MAPPED_BYTES)
 
 
 @dataclass(frozen=True)
