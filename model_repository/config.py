@@ -9,19 +9,23 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from google.protobuf import text_format
-from tritonclient.grpc.model_config_pb2 import DataType, ModelConfig, ModelInput
+from tritonclient.grpc.model_config_pb2 import BatchInput, DataType, ModelConfig, ModelInput
 
 from converter.errors import SourceError
 
 
 @dataclass(frozen=True)
 class Tensor:
-    """One input or output: Triton's type without `TYPE_`, and the shape of one request without the batch dimension."""
+    """One input or output: Triton's type without `TYPE_`, and the shape of one request without the batch dimension.
+
+    Requests with `ragged` inputs of unequal shapes may be batched with each other: the backend is told the shapes.
+    """
 
     name: str
     dtype: str
     dims: tuple[int, ...]
     optional: bool = False
+    ragged: bool = False
 
 
 def scalar(name: str, dtype: str, optional: bool = True) -> Tensor:
@@ -30,13 +34,19 @@ def scalar(name: str, dtype: str, optional: bool = True) -> Tensor:
 
 
 def add_inputs(config: ModelConfig, tensors: Sequence[Tensor]) -> None:
-    """Declare inputs; a scalar is dims [1] with an empty reshape."""
+    """Declare inputs; a scalar is dims [1] with an empty reshape, a ragged one has a batch input with its shapes."""
     for tensor in tensors:
         added: ModelInput = config.input.add(
             name=tensor.name, data_type=_type(tensor.dtype), dims=tensor.dims or (1,), optional=tensor.optional
         )
         if not tensor.dims:
             added.reshape.SetInParent()
+        if tensor.ragged:
+            added.allow_ragged_batch = True
+            shapes = config.batch_input.add(kind=BatchInput.BATCH_ITEM_SHAPE, data_type=_type("INT32"))
+            # both names are what FasterTransformer's backend looks for (libfastertransformer.cc, ValidateInputs)
+            shapes.target_name.append(f"{tensor.name}_item_shape")
+            shapes.source_input.append(tensor.name)
 
 
 def add_outputs(config: ModelConfig, tensors: Sequence[Tensor]) -> None:

@@ -1,6 +1,7 @@
 """The Triton model of FasterTransformer weights: what the `fastertransformer` backend reads from config.pbtxt.
 
-Source of the facts: triton-inference-server/fastertransformer_backend (src/libfastertransformer.cc, all_models/t5).
+Source of the facts: triton-inference-server/fastertransformer_backend (src/libfastertransformer.cc; all_models/t5, gpt,
+gptj, gptneox, bloom).
 """
 
 from __future__ import annotations
@@ -16,7 +17,10 @@ from converter.formats.fastertransformer import folder, layout_of
 from model_repository.config import Tensor, add_inputs, add_outputs, add_parameters, emit, scalar
 
 BACKEND = "fastertransformer"
-MAX_BATCH_SIZE = 1024  # what NVIDIA's own T5 repository declares; a client decides how much of it to send at once
+MAX_BATCH_SIZE = 1024  # what NVIDIA's own repositories declare; a client decides how much of it to send at once
+# How long a request may wait for others to be batched with, as NVIDIA's GPT declares it. Without dynamic batching the
+# backend never looks at ragged inputs.
+QUEUE_DELAY_US = 50_000
 
 # How to decode, the same for all families.
 SAMPLING = (
@@ -34,6 +38,20 @@ SAMPLING = (
     Tensor("bad_words_list", "INT32", (2, -1), optional=True),
     Tensor("stop_words_list", "INT32", (2, -1), optional=True),
 )
+# What a decoder goes on from, and how far. Only scalars are declared as such: request_output_len is not (NVIDIA's GPT).
+PROMPT = (
+    Tensor("input_ids", "UINT32", (-1,), ragged=True),
+    scalar("input_lengths", "UINT32", optional=False),
+    Tensor("request_output_len", "UINT32", (-1,)),
+)
+DECODER = (
+    *PROMPT,
+    *SAMPLING,
+    scalar("prompt_learning_task_name_ids", "UINT32"),
+    scalar("top_p_decay", "FP32"),
+    scalar("top_p_min", "FP32"),
+    scalar("top_p_reset_ids", "UINT32"),
+)
 INPUTS = {
     "T5": (
         Tensor("input_ids", "UINT32", (-1,)),
@@ -41,15 +59,40 @@ INPUTS = {
         scalar("max_output_len", "UINT32", optional=False),
         *SAMPLING,
     ),
+    "GPT": (
+        *DECODER,
+        Tensor("request_prompt_embedding", "FP16", (-1, -1), optional=True),
+        scalar("request_prompt_lengths", "UINT32"),
+        scalar("request_prompt_type", "UINT32"),
+        scalar("is_return_context_embeddings", "BOOL"),
+    ),
+    "GPT-J": DECODER,
+    "GPT-NeoX": DECODER,
 }
-# INT32 since FasterTransformer 5.1.1 (fastertransformer_backend issue 73); [beam, length] per request.
+LOG_PROBS = (
+    Tensor("cum_log_probs", "FP32", (-1,)),
+    Tensor("output_log_probs", "FP32", (-1, -1)),
+)
+# [beam, length] per request. A decoder's ids begin with the prompt.
+SEQUENCES = (
+    Tensor("output_ids", "UINT32", (-1, -1)),
+    Tensor("sequence_length", "UINT32", (-1,)),
+)
 OUTPUTS = {
+    # INT32 since FasterTransformer 5.1.1 (fastertransformer_backend issue 73)
     "T5": (
         Tensor("output_ids", "INT32", (-1, -1)),
         Tensor("sequence_length", "INT32", (-1,)),
-        Tensor("cum_log_probs", "FP32", (-1,)),
-        Tensor("output_log_probs", "FP32", (-1, -1)),
+        *LOG_PROBS,
     ),
+    "GPT": (
+        *SEQUENCES,
+        Tensor("response_input_lengths", "INT32", (-1,)),
+        *LOG_PROBS,
+        Tensor("context_embeddings", "FP32", (-1, -1)),
+    ),
+    "GPT-J": (*SEQUENCES, *LOG_PROBS),
+    "GPT-NeoX": (*SEQUENCES, *LOG_PROBS),
 }
 
 
@@ -70,6 +113,8 @@ def model_config(manifest: Mapping[str, Any], version: int, manifest_sha256: str
     config.model_transaction_policy.decoupled = False
     # KIND_CPU is the only kind the backend accepts: it takes the GPUs itself.
     config.instance_group.add(count=1, kind=ModelInstanceGroup.KIND_CPU)
+    if any(tensor.ragged for tensor in INPUTS[model_type]):
+        config.dynamic_batching.max_queue_delay_microseconds = QUEUE_DELAY_US
     add_inputs(config, INPUTS[model_type])
     add_outputs(config, OUTPUTS[model_type])
     add_parameters(
