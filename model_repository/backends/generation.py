@@ -1,6 +1,7 @@
 """Text generation on a CPU, shared by every backend that stands in for a GPU one.
 
-    requests ─> Row, ... (one per sequence) ─> greedy(model, rows) ─> [ids] per row ─> pad_outputs ─> response tensors
+    requests ─> Row, ... (one per sequence) ─> greedy(model, rows) ─> [ids] per row ─┬> pad_outputs ──> response tensors
+                                                                 (a decoder's prompt) └> join_outputs ─┘
 
 What a request asks for beyond greedy decoding is refused by name (`refuse_unsupported`), never ignored: a stand-in that
 answers with something else than the real backend would be worse than none.
@@ -36,27 +37,74 @@ class Row:
     """What one sequence of a batch asks for.
 
     Args:
-        input_ids: the encoder's token ids, without padding.
+        input_ids: the encoder's token ids, or the prompt that a decoder goes on from; without padding.
         max_output_len: the most tokens to generate, the end token included.
-        start_id: the decoder's first input; no part of the result.
+        start_id: the decoder's first input; no part of the result. None for a decoder alone, which starts with its
+            prompt.
         end_id: ends the result and is its last token. An id outside the vocabulary is never reached.
     """
 
     input_ids: Sequence[int]
     max_output_len: int
-    start_id: int
+    start_id: int | None
     end_id: int
 
-    def check(self, vocab_size: int) -> None:
-        """Raise ValueError for ids that the model has no embedding for, and for an empty input."""
-        ids = [*self.input_ids, self.start_id]
-        if len(ids) == 1:
+    def check(self, vocab_size: int, positions: int | None = None) -> None:
+        """Raise ValueError for ids and positions that the model has no embedding for, and for an empty input."""
+        if not self.input_ids:
             raise ValueError("input_ids is empty; expected at least one token")
+        ids = [*self.input_ids, *([] if self.start_id is None else [self.start_id])]
         if min(ids) < 0 or max(ids) >= vocab_size:
             wrong = next(i for i in ids if not 0 <= i < vocab_size)
             raise ValueError(f"token id {wrong} is outside the vocabulary; expected 0 to {vocab_size - 1}")
         if not 0 <= self.max_output_len <= MOST_TOKENS:
-            raise ValueError(f"max_output_len is {self.max_output_len}; expected 0 to {MOST_TOKENS}")
+            raise ValueError(f"{self.max_output_len} output tokens are asked for; expected 0 to {MOST_TOKENS}")
+        if positions is not None and len(self.input_ids) + self.max_output_len > positions:
+            raise ValueError(
+                f"a prompt of {len(self.input_ids)} tokens and {self.max_output_len} more take "
+                f"{len(self.input_ids) + self.max_output_len} positions; this model has {positions}"
+            )
+
+
+@torch.inference_mode()
+def greedy(model: GenerationMixin, rows: Sequence[Row]) -> list[list[int]]:
+    """The most probable token at each step, for every row as if it were alone.
+
+    Args:
+        model: in eval mode. Its own generation settings are not used.
+        rows: may differ in everything.
+
+    Returns:
+        per row its generated ids (without the prompt of a decoder), at most `max_output_len`; the last one is the end id
+        if that was reached.
+
+    Raises:
+        ValueError: a row that `Row.check` refuses.
+    """
+    vocab_size, positions = model.get_input_embeddings().num_embeddings, most_positions(model)
+    for row in rows:
+        row.check(vocab_size, positions)
+    # `generate` fills what a config leaves open from the model's own, so that one has to be empty; the copy is shallow
+    # and shares the weights.
+    plain = copy.copy(model)
+    plain.generation_config = GenerationConfig()
+    if model.config.is_encoder_decoder:
+        return _with_encoder(plain, rows)
+    return [_decoder_alone(plain, row) for row in rows]
+
+
+# Where a position is a row of a table, learned (GPT-2, OPT) or made once (GPT-J, whose FasterTransformer has none), the
+# table ends: the config key of its length. ALiBi (BLOOM) and positions worked out as they come (GPT-NeoX) never do.
+TABLES = {"gpt2": "n_positions", "opt": "max_position_embeddings", "gptj": "n_positions"}
+
+
+def most_positions(model: GenerationMixin) -> int | None:
+    """How long prompt and output may be together; None where there is no end.
+
+    FasterTransformer only logs that its table is too short, and reads on behind it (models/multi_gpu_gpt/ParallelGpt.cc).
+    """
+    key = TABLES.get(model.config.model_type)
+    return int(getattr(model.config, key)) if key else None
 
 
 class _EachRowEnds(StoppingCriteria):  # type: ignore[misc]  # transformers' base class is untyped
@@ -71,34 +119,17 @@ class _EachRowEnds(StoppingCriteria):  # type: ignore[misc]  # transformers' bas
         return (input_ids[:, -1] == self.end_ids) | (input_ids.shape[1] - 1 >= self.lengths)
 
 
-@torch.inference_mode()
-def greedy(model: GenerationMixin, rows: Sequence[Row]) -> list[list[int]]:
-    """The most probable token at each step, for every row as if it were alone.
-
-    Args:
-        model: an encoder-decoder model in eval mode. Its own generation settings are not used.
-        rows: decoded together as one batch; they may differ in everything.
-
-    Returns:
-        per row its generated ids, at most `max_output_len`; the last one is the end id if that was reached.
-
-    Raises:
-        ValueError: a row that `Row.check` refuses.
-    """
-    vocab_size = model.get_input_embeddings().num_embeddings
-    for row in rows:
-        row.check(vocab_size)
+def _with_encoder(plain: GenerationMixin, rows: Sequence[Row]) -> list[list[int]]:
+    """All rows as one batch: padding behind an encoder's input changes nothing."""
     steps = max((row.max_output_len for row in rows), default=0)
     if steps == 0:
         return [[] for _ in rows]
-
     longest = max(len(row.input_ids) for row in rows)
     input_ids = torch.zeros(len(rows), longest, dtype=torch.long)  # what stands in the padding is never looked at
     mask = torch.zeros_like(input_ids)
     for i, row in enumerate(rows):
         input_ids[i, : len(row.input_ids)] = torch.tensor(row.input_ids)
         mask[i, : len(row.input_ids)] = 1
-
     config = GenerationConfig(
         do_sample=False,
         num_beams=1,
@@ -106,10 +137,6 @@ def greedy(model: GenerationMixin, rows: Sequence[Row]) -> list[list[int]]:
         decoder_start_token_id=[row.start_id for row in rows],
         pad_token_id=0,
     )
-    # `generate` fills what a config leaves open from the model's own, so that one has to be empty; the copy is shallow
-    # and shares the weights.
-    plain = copy.copy(model)
-    plain.generation_config = GenerationConfig()
     stop = StoppingCriteriaList([_EachRowEnds(rows)])
     # `generate` would make a cache of as many layers as T5's *encoder* has; one without a config grows as needed.
     cache = EncoderDecoderCache(DynamicCache(), DynamicCache())
@@ -126,10 +153,25 @@ def _until_end(ids: list[int], end_id: int) -> list[int]:
     return ids[: ids.index(end_id) + 1] if end_id in ids else ids
 
 
+def _decoder_alone(plain: GenerationMixin, row: Row) -> list[int]:
+    """One row by itself: prompts of unequal lengths need no padding then, which positions and ALiBi would have to skip.
+
+    Slower than a batch, and exactly what the row gives alone.
+    """
+    if row.max_output_len == 0:
+        return []
+    config = GenerationConfig(
+        do_sample=False, num_beams=1, max_new_tokens=row.max_output_len, eos_token_id=row.end_id, pad_token_id=0
+    )
+    prompt = torch.tensor([row.input_ids])
+    output = plain.generate(prompt, attention_mask=torch.ones_like(prompt), generation_config=config)
+    return list(output[0, prompt.shape[1] :].tolist())
+
+
 def pad_outputs(
     generated: Sequence[Sequence[int]], rows: Sequence[Row], dtype: npt.DTypeLike = np.int32
 ) -> tuple[Array, Array]:
-    """Generated ids as FasterTransformer returns them: output_ids [batch, 1, max_output_len], lengths [batch, 1].
+    """Generated ids as FasterTransformer's T5 returns them: output_ids [batch, 1, max_output_len], lengths [batch, 1].
 
     The lengths are its output sequence_length, where the end token counts: a length grows while its row had not
     finished before the step (FasterTransformer, kernels/sampling_topk_kernels.cu). A finished row goes on with end ids
@@ -144,6 +186,31 @@ def pad_outputs(
     for out, ids, row in zip(output_ids[:, 0], generated, rows, strict=True):
         out[:finished] = row.end_id
         out[: len(ids)] = ids
+    return output_ids, lengths
+
+
+def join_outputs(
+    generated: Sequence[Sequence[int]], rows: Sequence[Row], width: int, dtype: npt.DTypeLike = np.uint32
+) -> tuple[Array, Array]:
+    """Prompts and generated ids as FasterTransformer's decoders return them: output_ids [batch, 1, width + longest
+    max_output_len], lengths [batch, 1].
+
+    Args:
+        width: of the request's input_ids, padding included.
+
+    A row is its prompt, then its generated ids without a gap (the padding between them is taken out), then end ids to
+    the end of the tensor (FasterTransformer, kernels/decoding_kernels.cu, gatherTree). A length is that of prompt and
+    generated ids, the end token included: what sequence_length is documented to be. By the source the C++ counts a
+    shorter prompt as wide as input_ids there, so that such a row seems to have further end ids; `response_input_lengths`,
+    and where the end ids begin, are the same.
+    """
+    output_ids = np.empty((len(rows), 1, width + max((row.max_output_len for row in rows), default=0)), dtype)
+    lengths = np.empty((len(rows), 1), dtype)
+    for out, length, ids, row in zip(output_ids[:, 0], lengths, generated, rows, strict=True):
+        whole = [*row.input_ids, *ids]
+        out[:] = row.end_id
+        out[: len(whole)] = whole
+        length[:] = len(whole)
     return output_ids, lengths
 
 
@@ -177,6 +244,7 @@ NEUTRAL: Mapping[str, Neutral] = {
     "min_length": only(0),
     "beam_search_diversity_rate": only(0.0),
     "is_return_log_probs": only(False),
+    "is_return_context_embeddings": only(False),
     "bad_words_list": NO_WORDS,
     "stop_words_list": NO_WORDS,
     # these steer sampling, and greedy decoding does not sample

@@ -145,7 +145,7 @@ def test_nothing_to_generate(model: T5ForConditionalGeneration) -> None:
         ({"input_ids": [3, VOCABULARY]}, "token id 97 is outside the vocabulary; expected 0 to 96"),
         ({"input_ids": [-1]}, "token id -1 is outside"),
         ({"start_id": VOCABULARY}, "token id 97 is outside"),
-        ({"max_output_len": -1}, "max_output_len is -1"),
+        ({"max_output_len": -1}, "-1 output tokens"),
     ],
 )
 def test_rows_that_cannot_be_decoded(model: T5ForConditionalGeneration, changes: dict[str, Any], message: str) -> None:
@@ -183,6 +183,7 @@ CASES: list[tuple[str, list[Any], list[Any]]] = [
     ("min_length", [0], [3]),
     ("beam_search_diversity_rate", [0.0], [0.5, NAN]),
     ("is_return_log_probs", [False], [True]),
+    ("is_return_context_embeddings", [False], [True]),
     ("bad_words_list", [[[0], [-1]], [[0, 0], [-1, -1]]], [[[5], [1]], [[5, 0], [1, -1]], [[0], [0]]]),
     ("stop_words_list", [[[0], [-1]], [[7, 0], [-1, -1]]], [[[5], [1]], [[5, 6], [-1, 2]]]),
     ("random_seed", [0, 2**63], []),

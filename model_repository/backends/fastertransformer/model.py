@@ -1,7 +1,7 @@
 """FasterTransformer's Triton backend, on a CPU: the same files, config.pbtxt, inputs and outputs.
 
     <version>/<tp>-gpu/*.bin ─> converter.formats.fastertransformer ─> transformers' model (reference.load)
-    request tensors ─> Row per sequence ─> generation.greedy ─> output_ids, sequence_length
+    request tensors ─> Row per sequence ─> generation.greedy ─> output_ids, sequence_length, ...
 
 Source of the tensors' meaning: triton-inference-server/fastertransformer_backend, src/libfastertransformer.cc.
 """
@@ -21,11 +21,14 @@ from converter.errors import FtconvertError, Problem, SourceError, report
 from converter.formats import fastertransformer, manifest_folder, open_weights
 from converter.manifest import MANIFEST
 from converter.storage import LocalStorage
-from converter.tensor import DTYPES
 from model_repository.backends import generation, reference
 
-# Triton itself insists on the first three.
-HANDLED = ("input_ids", "sequence_length", "max_output_len", "start_id", "end_id")
+# How many tokens of input_ids count, and how many may follow; beside input_ids what Triton itself insists on. A decoder
+# is given start_id for an empty prompt only (FasterTransformer, models/multi_gpu_gpt/ParallelGpt.cc), which is refused
+# here: so any value is right.
+ENCODER_INPUTS = ("sequence_length", "max_output_len")
+DECODER_INPUTS = ("input_lengths", "request_output_len")
+HANDLED = ("input_ids", "start_id", "end_id")
 
 
 class TritonPythonModel:
@@ -41,7 +44,8 @@ class TritonPythonModel:
             self.model = reference.load(checkpoint)
         except FtconvertError as error:
             raise pb.TritonModelException(str(error)) from error
-        self.start_id = int(checkpoint.config["decoder_start_token_id"])
+        self.has_encoder = bool(self.model.config.is_encoder_decoder)
+        self.start_id = checkpoint.config["decoder_start_token_id"] if self.has_encoder else None
         self.end_id = int(checkpoint.config["eos_token_id"])
         self.inputs = [tensor["name"] for tensor in config["input"]]
         self.dtypes = {tensor["name"]: pb.triton_string_to_numpy(tensor["data_type"]) for tensor in config["output"]}
@@ -52,36 +56,43 @@ class TritonPythonModel:
 
     def _answer(self, request: Any) -> Any:
         try:
-            rows = self._rows(request)
+            given = {name: array for name in self.inputs if (array := _array(request, name)) is not None}
+            rows = self._rows(given)
             generated = generation.greedy(self.model, rows)
         except ValueError as error:
             return pb.InferenceResponse(error=pb.TritonError(str(error), pb.TritonError.INVALID_ARG))
-        output_ids, lengths = generation.pad_outputs(generated, rows, self.dtypes["output_ids"])
-        outputs = [
-            pb.Tensor("output_ids", output_ids),
-            pb.Tensor("sequence_length", lengths.astype(self.dtypes["sequence_length"])),
-        ]
-        return pb.InferenceResponse(output_tensors=outputs)
+        ids_dtype = self.dtypes["output_ids"]
+        if self.has_encoder:
+            output_ids, lengths = generation.pad_outputs(generated, rows, ids_dtype)
+        else:
+            output_ids, lengths = generation.join_outputs(generated, rows, given["input_ids"].shape[1], ids_dtype)
+        outputs = {"output_ids": output_ids, "sequence_length": lengths}
+        if "response_input_lengths" in self.dtypes:
+            outputs["response_input_lengths"] = np.array([[len(row.input_ids)] for row in rows])
+        tensors = [pb.Tensor(name, array.astype(self.dtypes[name])) for name, array in outputs.items()]
+        return pb.InferenceResponse(output_tensors=tensors)
 
-    def _rows(self, request: Any) -> list[generation.Row]:
-        """[batch, longest] ids and [batch] scalars -> one Row per sequence.
+    def _rows(self, given: dict[str, np.ndarray[Any, Any]]) -> list[generation.Row]:
+        """[batch, longest] ids and a number per sequence of everything else -> one Row per sequence.
 
         Raises:
             ValueError: an input that is not supported, or lengths that do not fit.
         """
-        given = {name: array for name in self.inputs if (array := _array(request, name)) is not None}
-        generation.refuse_unsupported({name: array for name, array in given.items() if name not in HANDLED})
+        length, limit = ENCODER_INPUTS if self.has_encoder else DECODER_INPUTS
+        handled = (*HANDLED, length, limit)
+        generation.refuse_unsupported({name: array for name, array in given.items() if name not in handled})
         input_ids = given["input_ids"]
         batch, longest = input_ids.shape
-        lengths = _scalars(given["sequence_length"], batch)
-        steps = _scalars(given["max_output_len"], batch)
-        start_ids = _scalars(given.get("start_id", np.full(batch, self.start_id)), batch)
-        end_ids = _scalars(given.get("end_id", np.full(batch, self.end_id)), batch)
+        lengths, steps = _numbers(given, length, batch), _numbers(given, limit, batch)
+        start_ids = _numbers(given, "start_id", batch) if self.has_encoder and "start_id" in given else None
+        end_ids = _numbers(given, "end_id", batch) if "end_id" in given else [self.end_id] * batch
         if min(lengths) < 1 or max(lengths) > longest:
-            raise ValueError(f"sequence_length is {lengths}; expected 1 to {longest}, the width of input_ids")
+            raise ValueError(f"{length} is {lengths}; expected 1 to {longest}, the width of input_ids")
         return [
-            generation.Row(ids[:length].tolist(), step, start_id, end_id)
-            for ids, length, step, start_id, end_id in zip(input_ids, lengths, steps, start_ids, end_ids, strict=True)
+            generation.Row(ids[:count].tolist(), step, start_id, end_id)
+            for ids, count, step, start_id, end_id in zip(
+                input_ids, lengths, steps, start_ids or [self.start_id] * batch, end_ids, strict=True
+            )
         ]
 
 
@@ -100,10 +111,11 @@ def check_parameters(parameters: dict[str, Any], checkpoint: Checkpoint, weights
         SourceError: names every parameter that is wrong.
     """
     manifest = manifest_folder(weights)
+    layout = fastertransformer.layout_of(checkpoint.family)
     allowed = {
         "tensor_para_size": [str(fastertransformer.ranks(weights.files(), weights))],
-        "model_type": [fastertransformer.layout_of(checkpoint.family).model_type],
-        "data_type": list(DTYPES),
+        "model_type": [layout.model_type],
+        "data_type": list(layout.compute_dtypes),
     }
     if "manifest_sha256" in parameters and manifest:
         allowed["manifest_sha256"] = [hashlib.sha256(manifest.read(MANIFEST)).hexdigest()]
@@ -122,8 +134,9 @@ def _array(request: Any, name: str) -> np.ndarray[Any, Any] | None:
     return None if tensor is None else tensor.as_numpy()
 
 
-def _scalars(array: np.ndarray[Any, Any], batch: int) -> list[int]:
-    """One number per sequence; a scalar input has an empty reshape, so it arrives as [batch]."""
+def _numbers(given: dict[str, np.ndarray[Any, Any]], name: str, batch: int) -> list[int]:
+    """One number per sequence; a scalar input has an empty reshape, so it arrives as [batch], others as [batch, 1]."""
+    array = given[name]
     if array.size != batch:
-        raise ValueError(f"expected one value per sequence ({batch}), found {array.size}")
+        raise ValueError(f"{name} has {array.size} values; expected one per sequence, {batch}")
     return [int(value) for value in array.reshape(-1)]
