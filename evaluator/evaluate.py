@@ -1,6 +1,6 @@
 """The whole flow of `evaluate`: check everything that can be checked, send every row, score, write.
 
-Options ─> data set, tokenizer, output folder ─> prompts ─> preflight ─> closed loop ─> samples ─> results
+Options ─> data set, tokenizer, output folder ─> preflight ─> prompts ─> closed loop ─> samples ─> results
 """
 
 import asyncio
@@ -82,12 +82,8 @@ def evaluate(options: Options, progress_bar: ProgressBar) -> Evaluation:
     records.refuse_finished(folder)
     dataset = datasets.load(options.dataset, options.limit)
     tokenizer = tokenizers.load(options.tokenizer)
-    prompts = [
-        tokenizers.prompt(tokenizer, options.prompt.replace("{document}", row.document), options.max_input_tokens)
-        for row in dataset.rows
-    ]
     try:
-        model, samples, wall_s = asyncio.run(_send(options, folder, dataset.rows, prompts, tokenizer, progress_bar))
+        model, samples, wall_s = asyncio.run(_send(options, folder, dataset.rows, tokenizer, progress_bar))
         results = {
             "rouge": _rouge(samples),
             "requests": records.request_counts(samples),
@@ -112,17 +108,20 @@ async def _send(
     options: Options,
     folder: Path,
     rows: Sequence[datasets.Row],
-    prompts: Sequence[tokenizers.Prompt],
     tokenizer: tokenizers.Tokenizer,
     progress_bar: ProgressBar,
 ) -> tuple[ServedModel, list[records.Sample], float]:
     """Preflight, then every row once. Gives the model that answered, the samples, and the seconds it took."""
     async with triton_grpc.connect(options.endpoint, options.model, options.timeout) as endpoint:
+        texts = (options.prompt.replace("{document}", row.document) for row in rows)
+        ends = not endpoint.continues
+        prompts = [tokenizers.prompt(tokenizer, text, options.max_input_tokens, ends) for text in texts]
         with records.sample_log(folder / "samples.jsonl") as log, progress_bar(len(rows)) as advance:
 
             def completed(outcome: load.Outcome) -> None:
                 row, prompt = rows[outcome.index], prompts[outcome.index]
-                log.add(outcome.index, _sample(row, prompt, outcome, tokenizer))
+                repeated = len(prompt.input_ids) if endpoint.continues else 0
+                log.add(outcome.index, _sample(row, prompt, outcome, tokenizer, repeated))
                 advance()
 
             requests = [partial(endpoint.serialize, prompt.input_ids, options.max_output_tokens) for prompt in prompts]
@@ -133,11 +132,12 @@ async def _send(
 
 
 def _sample(
-    row: datasets.Row, prompt: tokenizers.Prompt, outcome: load.Outcome, tokenizer: tokenizers.Tokenizer
+    row: datasets.Row, prompt: tokenizers.Prompt, outcome: load.Outcome, tokenizer: tokenizers.Tokenizer, repeated: int
 ) -> records.Sample:
+    """What came of one row; `repeated` is how many tokens of the prompt the answer begins with."""
     output_ids = None
     if outcome.output_ids is not None:
-        output_ids = tokenizers.until_end(outcome.output_ids, tokenizer.end_id)
+        output_ids = tokenizers.until_end(outcome.output_ids[repeated:], tokenizer.end_id)
     return records.Sample(
         id=row.id,
         input_tokens=len(prompt.input_ids),

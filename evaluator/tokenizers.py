@@ -1,8 +1,8 @@
 """Tokenizers: text <-> token ids, as the model was trained.
 
     path ─> SentencePiece .model | tokenizer.json | folder that holds one of them ─> Tokenizer
-    text ─> pieces, cut to leave room, then the end token ─> Prompt          (what T5 is given)
-    ids ─> cut at the first end token ─> text                                (what T5 gives back)
+    text ─> pieces, cut to leave room, then the end token ─> Prompt          (what T5 is given; a decoder: no end token)
+    ids ─> cut at the first end token ─> text                                (what is given back)
 
 In a folder tokenizer.json wins over spiece.model and tokenizer.model: it is what transformers loads, with the tokens
 that were added later.
@@ -33,17 +33,21 @@ class Tokenizer(Protocol):
 
 @dataclass(frozen=True)
 class Prompt:
-    """What is sent for one row: ids that end in the end token, and whether the text was cut to fit."""
+    """What is sent for one row: ids, and whether the text was cut to fit."""
 
     input_ids: tuple[int, ...]
     truncated: bool
 
 
-def prompt(tokenizer: Tokenizer, text: str, max_input_tokens: int) -> Prompt:
-    """The first `max_input_tokens - 1` pieces of `text`, then the end token, as T5's own preprocessing cuts."""
+def prompt(tokenizer: Tokenizer, text: str, max_input_tokens: int, end: bool = True) -> Prompt:
+    """The first `max_input_tokens - 1` pieces of `text`, then the end token, as T5's own preprocessing cuts.
+
+    Without `end` it is the first `max_input_tokens`: after an end token a decoder would begin another text.
+    """
     ids = tokenizer.encode(text)
-    room = max_input_tokens - 1
-    return Prompt((*ids[:room], tokenizer.end_id), truncated=len(ids) > room)
+    last = (tokenizer.end_id,) if end else ()
+    room = max_input_tokens - len(last)
+    return Prompt((*ids[:room], *last), truncated=len(ids) > room)
 
 
 def until_end(ids: Sequence[int], end_id: int) -> list[int]:

@@ -33,8 +33,13 @@ class Endpoint(Protocol):
     @property
     def model(self) -> ServedModel: ...
 
+    @property
+    def continues(self) -> bool:
+        """Whether the model goes on from its prompt: no end token may follow it, and what is given begins with it."""
+        ...
+
     def serialize(self, input_ids: Sequence[int], max_output_tokens: int) -> bytes: ...
 
     async def send(self, request: bytes) -> list[int]:
-        """The generated ids, as long as the server says they are. Raises RequestError."""
+        """The ids that the model gives, as long as the server says they are. Raises RequestError."""
         ...

@@ -1,4 +1,4 @@
-"""Triton over gRPC, for models that take and give token ids (FasterTransformer's T5).
+"""Triton over gRPC, for models that take and give token ids (FasterTransformer's).
 
     preflight: live? ─> model ready? ─> metadata, config ─> Signature (names, dtypes, ranks as the server states them)
     request:   ids ─ Signature ─> ModelInferRequest ─> bytes ─> unary call ─> ModelInferResponse ─> output ids
@@ -19,10 +19,12 @@ from evaluator.protocols.base import RequestError, ServedModel
 
 PREFLIGHT_TIMEOUT_S = 10.0  # a live server answers in milliseconds; only a host that drops packets takes this long
 MODEL_INFER = "/inference.GRPCInferenceService/ModelInfer"
-TOKEN_INPUTS = ("input_ids", "sequence_length", "max_output_len")
+# ids, how many of them there are, how many may be generated
+T5_INPUTS = ("input_ids", "sequence_length", "max_output_len")
+DECODER_INPUTS = ("input_ids", "input_lengths", "request_output_len")  # GPT, GPT-J, GPT-NeoX
 SUPPORTED = (
-    f"supported: FasterTransformer T5, with the integer inputs {' '.join(TOKEN_INPUTS)} and the output output_ids; "
-    "other inputs may exist where they are optional"
+    f"supported: FasterTransformer T5, with the integer inputs {' '.join(T5_INPUTS)}, and its decoders, with "
+    f"{' '.join(DECODER_INPUTS)}; both with the output output_ids; other inputs may exist where they are optional"
 )
 NUMPY_DTYPES = {"INT32": "<i4", "UINT32": "<u4", "INT64": "<i8", "UINT64": "<u8"}  # little-endian on the wire
 
@@ -39,15 +41,20 @@ class Tensor:
 class Signature:
     """What a model takes and gives, as far as `evaluate` uses it."""
 
-    inputs: dict[str, Tensor]  # exactly TOKEN_INPUTS
+    inputs: dict[str, Tensor]  # exactly T5_INPUTS or DECODER_INPUTS, in this order
     outputs: tuple[str, ...]  # asked for: output_ids, and sequence_length where the model has it
+
+    @property
+    def continues(self) -> bool:
+        """Whether this is a decoder, which goes on from its prompt and gives it back."""
+        return tuple(self.inputs) == DECODER_INPUTS
 
 
 def signature(metadata: Any, config: Any) -> Signature:
     """What to send to this model, from its ModelMetadataResponse and ModelConfig.
 
     Raises:
-        OptionsError: the model streams, or its tensors are not those of FasterTransformer's T5.
+        OptionsError: the model streams, or its tensors are not those of FasterTransformer's models.
     """
     if config.model_transaction_policy.decoupled:
         raise OptionsError(
@@ -59,11 +66,12 @@ def signature(metadata: Any, config: Any) -> Signature:
     inputs = {tensor.name: Tensor(tensor.datatype, len(tensor.shape)) for tensor in metadata.inputs}
     outputs = {tensor.name: tensor.datatype for tensor in metadata.outputs}
 
-    problems = [f"input {name} is missing" for name in TOKEN_INPUTS if name not in inputs]
-    problems += [f"input {name} is required" for name in inputs if name not in TOKEN_INPUTS and name not in optional]
+    wanted = DECODER_INPUTS if "input_lengths" in inputs else T5_INPUTS
+    problems = [f"input {name} is missing" for name in wanted if name not in inputs]
+    problems += [f"input {name} is required" for name in inputs if name not in wanted and name not in optional]
     problems += [
         f"input {name} is {inputs[name].dtype}, not an integer"
-        for name in TOKEN_INPUTS
+        for name in wanted
         if name in inputs and inputs[name].dtype not in NUMPY_DTYPES
     ]
     if "output_ids" not in outputs:
@@ -83,7 +91,7 @@ def signature(metadata: Any, config: Any) -> Signature:
             )
         )
     asked = tuple(name for name in ("output_ids", "sequence_length") if name in outputs)
-    return Signature({name: inputs[name] for name in TOKEN_INPUTS}, asked)
+    return Signature({name: inputs[name] for name in wanted}, asked)
 
 
 def infer_request(model: ServedModel, signature: Signature, input_ids: Sequence[int], max_output_tokens: int) -> bytes:
@@ -91,18 +99,18 @@ def infer_request(model: ServedModel, signature: Signature, input_ids: Sequence[
     import numpy as np
     from tritonclient.grpc import service_pb2
 
-    values = {"input_ids": list(input_ids), "sequence_length": [len(input_ids)], "max_output_len": [max_output_tokens]}
+    values = (list(input_ids), [len(input_ids)], [max_output_tokens])
     request = service_pb2.ModelInferRequest(model_name=model.name, model_version=model.version)
-    for name, tensor in signature.inputs.items():
-        shape = [1] * (tensor.rank - 1) + [len(values[name])]
+    for (name, tensor), value in zip(signature.inputs.items(), values, strict=True):
+        shape = [1] * (tensor.rank - 1) + [len(value)]
         request.inputs.add(name=name, datatype=tensor.dtype, shape=shape)
-        request.raw_input_contents.append(np.asarray(values[name], NUMPY_DTYPES[tensor.dtype]).tobytes())
+        request.raw_input_contents.append(np.asarray(value, NUMPY_DTYPES[tensor.dtype]).tobytes())
     for name in signature.outputs:
         request.outputs.add(name=name)
     return bytes(request.SerializeToString())
 
 
-def generated_ids(response: Any) -> list[int]:
+def output_ids_of(response: Any) -> list[int]:
     """output_ids [batch, beam, length] of a ModelInferResponse -> the first beam, cut at its sequence_length.
 
     Raises:
@@ -146,6 +154,7 @@ class TritonGrpc:
         from tritonclient.grpc import service_pb2
 
         self.model = model
+        self.continues = signature.continues
         self._signature = signature
         self._timeout_s = timeout_s
         self._call = channel.unary_unary(
@@ -162,7 +171,7 @@ class TritonGrpc:
             response = await self._call(request, timeout=self._timeout_s)
         except AioRpcError as error:
             raise RequestError(error.code().name, error.details() or "(no message)") from error
-        return generated_ids(response)
+        return output_ids_of(response)
 
 
 @asynccontextmanager

@@ -75,8 +75,8 @@ def greedy(model: GenerationMixin, rows: Sequence[Row]) -> list[list[int]]:
         rows: may differ in everything.
 
     Returns:
-        per row its generated ids (without the prompt of a decoder), at most `max_output_len`; the last one is the end id
-        if that was reached.
+        per row its generated ids, at most `max_output_len`, without a decoder's prompt; the last one is the end id if
+        that was reached.
 
     Raises:
         ValueError: a row that `Row.check` refuses.
@@ -101,7 +101,7 @@ TABLES = {"gpt2": "n_positions", "opt": "max_position_embeddings", "gptj": "n_po
 def most_positions(model: GenerationMixin) -> int | None:
     """How long prompt and output may be together; None where there is no end.
 
-    FasterTransformer only logs that its table is too short, and reads on behind it (models/multi_gpu_gpt/ParallelGpt.cc).
+    FasterTransformer only logs that its table is too short, and goes on (models/multi_gpu_gpt/ParallelGpt.cc).
     """
     key = TABLES.get(model.config.model_type)
     return int(getattr(model.config, key)) if key else None
@@ -192,17 +192,18 @@ def pad_outputs(
 def join_outputs(
     generated: Sequence[Sequence[int]], rows: Sequence[Row], width: int, dtype: npt.DTypeLike = np.uint32
 ) -> tuple[Array, Array]:
-    """Prompts and generated ids as FasterTransformer's decoders return them: output_ids [batch, 1, width + longest
-    max_output_len], lengths [batch, 1].
+    """Prompts and generated ids as FasterTransformer's decoders return them.
 
     Args:
         width: of the request's input_ids, padding included.
 
-    A row is its prompt, then its generated ids without a gap (the padding between them is taken out), then end ids to
-    the end of the tensor (FasterTransformer, kernels/decoding_kernels.cu, gatherTree). A length is that of prompt and
-    generated ids, the end token included: what sequence_length is documented to be. By the source the C++ counts a
-    shorter prompt as wide as input_ids there, so that such a row seems to have further end ids; `response_input_lengths`,
-    and where the end ids begin, are the same.
+    Returns:
+        output_ids [batch, 1, width + largest max_output_len]: per row its prompt, its generated ids right behind it
+        (the padding of input_ids is taken out), then end ids as far as the tensor goes (FasterTransformer,
+        kernels/decoding_kernels.cu, gatherTree).
+        lengths [batch, 1] of prompt and generated ids, the end token included, as sequence_length is documented
+        (fastertransformer_backend, docs/gpt_guide.md). Going by its source, gatherTree counts the padding, too: the
+        row of a shorter prompt then seems to hold that many more end ids. For one without padding both are the same.
     """
     output_ids = np.empty((len(rows), 1, width + max((row.max_output_len for row in rows), default=0)), dtype)
     lengths = np.empty((len(rows), 1), dtype)

@@ -46,17 +46,45 @@ def test_further_inputs_are_fine_only_where_they_are_optional() -> None:
         triton_grpc.signature(*described(tensors))
 
 
+GPT = {
+    "input_ids": ("UINT32", [-1, -1]),
+    "input_lengths": ("UINT32", [-1, 1]),
+    "request_output_len": ("UINT32", [-1, -1]),
+}
+
+
+def test_a_decoder_is_told_by_its_inputs_and_gets_the_same_numbers() -> None:
+    assert not triton_grpc.signature(*described(T5)).continues
+    outputs = "output_ids sequence_length response_input_lengths context_embeddings"
+    signature = triton_grpc.signature(*described(GPT, outputs))
+    assert signature.continues
+    request = service_pb2.ModelInferRequest.FromString(triton_grpc.infer_request(MODEL, signature, [9, 70000], 24))
+    assert [(tensor.name, list(tensor.shape)) for tensor in request.inputs] == [
+        ("input_ids", [1, 2]),
+        ("input_lengths", [1, 1]),
+        ("request_output_len", [1, 1]),
+    ]
+    assert list(request.raw_input_contents) == [
+        struct.pack("<2I", 9, 70000),
+        struct.pack("<I", 2),
+        struct.pack("<I", 24),
+    ]
+    assert [tensor.name for tensor in request.outputs] == ["output_ids", "sequence_length"]
+
+
 def test_unsupported_models_are_refused_with_what_was_found() -> None:
-    gpt = {"input_ids": ("FP32", [-1, -1]), "input_lengths": ("UINT32", [-1, 1])}
+    gpt = {"input_ids": ("FP32", [-1, -1]), "prompt_lengths": ("UINT32", [-1, 1])}
     with pytest.raises(OptionsError) as raised:
         triton_grpc.signature(*described(gpt, "text_output"))
+    with pytest.raises(OptionsError, match="input request_output_len is missing"):
+        triton_grpc.signature(*described({name: GPT[name] for name in ("input_ids", "input_lengths")}))
     for part in (
         "input sequence_length is missing",
         "input max_output_len is missing",
-        "input input_lengths is required",
+        "input prompt_lengths is required",
         "input input_ids is FP32, not an integer",
         "output output_ids is missing",
-        "found inputs: input_ids:FP32 input_lengths:UINT32",
+        "found inputs: input_ids:FP32 prompt_lengths:UINT32",
         "found outputs: text_output:INT32",
         "supported: FasterTransformer T5",
     ):
@@ -142,7 +170,7 @@ IDS = ("output_ids", "INT32", [1, 2, 3], ints(5, 6, 1, 7, 7, 7))
     ],
 )
 def test_the_first_beam_up_to_its_length(tensors: list[Any], expected: list[int]) -> None:
-    assert triton_grpc.generated_ids(response(*tensors)) == expected
+    assert triton_grpc.output_ids_of(response(*tensors)) == expected
 
 
 @pytest.mark.parametrize(
@@ -160,11 +188,11 @@ def test_the_first_beam_up_to_its_length(tensors: list[Any], expected: list[int]
 )
 def test_a_response_that_breaks_the_promise_is_a_failed_request(tensors: list[Any], message: str) -> None:
     with pytest.raises(RequestError, match=f"^MALFORMED_RESPONSE: .*{message}"):
-        triton_grpc.generated_ids(response(*tensors))
+        triton_grpc.output_ids_of(response(*tensors))
 
 
 def test_contents_that_are_not_raw_are_a_failed_request() -> None:
     answer = service_pb2.ModelInferResponse()
     answer.outputs.add(name="output_ids", datatype="INT32", shape=[1]).contents.int_contents.append(1)
     with pytest.raises(RequestError, match="1 tensors but 0 contents"):
-        triton_grpc.generated_ids(answer)
+        triton_grpc.output_ids_of(answer)

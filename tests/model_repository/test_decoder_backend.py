@@ -5,6 +5,7 @@ What is right is what transformers' own greedy `generate` gives for the source m
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -17,9 +18,13 @@ import tiny
 import torch
 import tritonclient.grpc as triton
 from conftest import ftconvert
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import WhitespaceSplit
 from transformers import AutoModelForCausalLM
 
 from converter.errors import SourceError
+from evaluator import evaluate, report
 from model_repository.server import TritonServer
 
 FAMILIES = {"gpt2": tiny.gpt2, "opt": tiny.opt, "bloom": tiny.bloom, "gptneox": tiny.gptneox, "gptj": tiny.gptj}
@@ -65,8 +70,14 @@ def repository(sources: dict[str, Path], tmp_path_factory: pytest.TempPathFactor
 
 
 @pytest.fixture(scope="module")
-def client(repository: Path) -> Iterator[Any]:
-    with TritonServer(repository) as server, triton.InferenceServerClient(f"127.0.0.1:{server.grpc_port}") as client:
+def address(repository: Path) -> Iterator[str]:
+    with TritonServer(repository) as server:
+        yield f"127.0.0.1:{server.grpc_port}"
+
+
+@pytest.fixture(scope="module")
+def client(address: str) -> Iterator[Any]:
+    with triton.InferenceServerClient(address) as client:
         yield client
 
 
@@ -97,7 +108,12 @@ def alone(network: Any, prompt: list[int], steps: int = STEPS, end: int | None =
     ids = torch.tensor([prompt])
     end = network.config.eos_token_id if end is None else end
     output = network.generate(
-        ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=steps, eos_token_id=end, pad_token_id=0
+        ids,
+        attention_mask=torch.ones_like(ids),
+        do_sample=False,
+        max_new_tokens=steps,
+        eos_token_id=end,
+        pad_token_id=0,
     )
     return list(output[0].tolist())
 
@@ -167,7 +183,7 @@ def test_positions_end_where_their_table_does(client: Any, networks: Any, name: 
         alone(networks[name], prompt, most, NEVER)
     ]
     if name in TABLES:
-        with pytest.raises(triton.InferenceServerException, match="8 tokens and 12 more take 20 positions; .* has 19"):
+        with pytest.raises(triton.InferenceServerException, match=r"8 tokens and 12 more take 20 positions; .* has 19"):
             infer(client, name, [prompt], request_output_len=most + 1)
     else:
         assert rows(infer(client, name, [prompt], request_output_len=40, end_id=NEVER)) == [
@@ -210,3 +226,40 @@ def test_a_compute_type_that_the_family_has_not_is_never_served(tmp_path: Path, 
     config.write_text(config.read_text().replace('string_value: "fp16"', 'string_value: "bf16"'))
     with pytest.raises(SourceError, match="data_type"), TritonServer(tmp_path):
         pass
+
+
+@each_family
+def test_evaluate_scores_what_follows_the_prompt(tmp_path: Path, address: str, networks: Any, name: str) -> None:
+    """No end token behind the prompt, and no prompt in the prediction; the tensors are those that the server states."""
+    end = networks[name].config.eos_token_id
+    words = {"</s>" if id == end else f"w{id}": id for id in range(29)}
+    tokenizer = Tokenizer(WordLevel(words, unk_token="</s>"))
+    tokenizer.pre_tokenizer = WhitespaceSplit()
+    tokenizer.add_special_tokens(["</s>"])
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    documents = [" ".join(f"w{id}" for id in prompt if id != end) for prompt in PROMPTS]
+    lines = [json.dumps({"id": str(i), "document": text, "summary": "w1"}) for i, text in enumerate(documents)]
+    (tmp_path / "rows.jsonl").write_text("\n".join(lines))
+    options = evaluate.Options(
+        endpoint=address,
+        model=name,
+        dataset=str(tmp_path / "rows.jsonl"),
+        tokenizer=str(tmp_path / "tokenizer.json"),
+        prompt="{document}",
+        max_input_tokens=6,
+        max_output_tokens=STEPS,
+        concurrency=3,
+        limit=None,
+        max_failed=0,
+        timeout=60,
+        output=str(tmp_path / "out"),
+    )
+    evaluation = evaluate.evaluate(options, report.no_progress_bar)
+    prompts = [[words[word] for word in text.split()][:6] for text in documents]
+    expected = [alone(networks[name], prompt)[len(prompt) :] for prompt in prompts]
+    assert [sample.output_ids for sample in evaluation.samples] == [
+        ids[:-1] if ids[-1] == end else ids for ids in expected
+    ]
+    assert [sample.input_tokens for sample in evaluation.samples] == [len(prompt) for prompt in prompts]
+    assert [sample.truncated for sample in evaluation.samples] == [len(text.split()) > 6 for text in documents]
+    assert evaluation.results["model"]["manifest_sha256"]

@@ -8,9 +8,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from transformers import GenerationConfig, T5Config, T5ForConditionalGeneration
+from transformers import GenerationConfig, GPT2Config, GPT2LMHeadModel, T5Config, T5ForConditionalGeneration
 
-from model_repository.backends.generation import NEUTRAL, Row, greedy, pad_outputs, refuse_unsupported
+from model_repository.backends.generation import (
+    NEUTRAL,
+    Row,
+    greedy,
+    join_outputs,
+    pad_outputs,
+    refuse_unsupported,
+)
 
 VOCABULARY = 97
 
@@ -166,6 +173,38 @@ def test_outputs_are_padded_as_fastertransformer_does() -> None:
     ids, lengths = pad_outputs([[5, 1]], [row(2, 1)], np.uint32)
     assert ids.dtype == lengths.dtype == np.uint32
     assert [array.shape for array in pad_outputs([], [])] == [(0, 1, 0), (0, 1)]
+
+
+def test_decoders_outputs_are_joined_as_fastertransformer_does() -> None:
+    def row(prompt: list[int], max_output_len: int, end_id: int) -> Row:
+        return Row(prompt, max_output_len, None, end_id)
+
+    # four wide, one column of padding for all; the answer stands right behind the prompt, end ids behind it
+    batch = [row([4, 5, 6], 1, 1), row([7], 3, 9), row([8, 8], 0, 2)]
+    ids, lengths = join_outputs([[3], [5, 9], []], batch, width=4)
+    assert ids.tolist() == [[[4, 5, 6, 3, 1, 1, 1]], [[7, 5, 9, 9, 9, 9, 9]], [[8, 8, 2, 2, 2, 2, 2]]]
+    assert lengths.tolist() == [[4], [3], [2]]
+    assert ids.dtype == lengths.dtype == np.uint32
+    assert [array.shape for array in join_outputs([], [], 0)] == [(0, 1, 0), (0, 1)]
+
+
+def test_a_decoder_gives_each_row_what_transformers_generates_for_it_alone() -> None:
+    torch.manual_seed(11)
+    sizes = {"vocab_size": VOCABULARY, "n_positions": 40, "n_embd": 32, "n_layer": 2, "n_head": 4}
+    model = GPT2LMHeadModel(GPT2Config(**sizes, initializer_range=0.4)).eval()
+    model.generation_config.do_sample = True  # not used
+    batch = [replace(row, start_id=None, max_output_len=10 - i) for i, row in enumerate(rows())]
+    batch[2] = replace(batch[2], max_output_len=0)
+    results = greedy(model, batch)
+    for row, result in zip(batch, results, strict=True):
+        ids = torch.tensor([row.input_ids])
+        while ids.shape[1] < len(row.input_ids) + row.max_output_len:
+            ids = torch.cat([ids, model(ids).logits[:, -1:].argmax(-1)], dim=1)
+        assert [*row.input_ids, *result] == ids[0].tolist()
+    ends = [replace(row, end_id=result[1]) for row, result in zip(batch[:2], results, strict=False)]
+    assert [len(result) for result in greedy(model, ends)] == [result.index(result[1]) + 1 for result in results[:2]]
+    with pytest.raises(ValueError, match="30 tokens and 11 more take 41 positions; this model has 40"):
+        greedy(model, [replace(batch[4], max_output_len=11)])
 
 
 NAN = float("nan")

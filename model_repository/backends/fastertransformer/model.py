@@ -45,7 +45,7 @@ class TritonPythonModel:
         except FtconvertError as error:
             raise pb.TritonModelException(str(error)) from error
         self.has_encoder = bool(self.model.config.is_encoder_decoder)
-        self.start_id = checkpoint.config["decoder_start_token_id"] if self.has_encoder else None
+        self.start_id = int(checkpoint.config["decoder_start_token_id"]) if self.has_encoder else None
         self.end_id = int(checkpoint.config["eos_token_id"])
         self.inputs = [tensor["name"] for tensor in config["input"]]
         self.dtypes = {tensor["name"]: pb.triton_string_to_numpy(tensor["data_type"]) for tensor in config["output"]}
@@ -84,15 +84,15 @@ class TritonPythonModel:
         input_ids = given["input_ids"]
         batch, longest = input_ids.shape
         lengths, steps = _numbers(given, length, batch), _numbers(given, limit, batch)
-        start_ids = _numbers(given, "start_id", batch) if self.has_encoder and "start_id" in given else None
+        start_ids: list[int | None] = [self.start_id] * batch
+        if self.has_encoder and "start_id" in given:
+            start_ids = [*_numbers(given, "start_id", batch)]
         end_ids = _numbers(given, "end_id", batch) if "end_id" in given else [self.end_id] * batch
         if min(lengths) < 1 or max(lengths) > longest:
             raise ValueError(f"{length} is {lengths}; expected 1 to {longest}, the width of input_ids")
         return [
             generation.Row(ids[:count].tolist(), step, start_id, end_id)
-            for ids, count, step, start_id, end_id in zip(
-                input_ids, lengths, steps, start_ids or [self.start_id] * batch, end_ids, strict=True
-            )
+            for ids, count, step, start_id, end_id in zip(input_ids, lengths, steps, start_ids, end_ids, strict=True)
         ]
 
 

@@ -1,0 +1,59 @@
+"""Written weights read back into transformers: the source model's logits, whatever is tied, folded or respelled."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tiny
+import torch
+from conftest import ftconvert, logits
+
+from converter.formats import open_any
+from model_repository.backends import reference
+
+CASES: dict[str, tuple[Any, dict[str, Any]]] = {
+    "gpt2": (tiny.gpt2, {}),
+    "gpt2, untied, another epsilon": (tiny.gpt2, {"tie_word_embeddings": False, "layer_norm_epsilon": 1e-2}),
+    "bloom, untied": (tiny.bloom, {"tie_word_embeddings": False}),
+    "opt, norms after the blocks, projected": (tiny.opt, {"do_layer_norm_before": False, "word_embed_proj_dim": 6}),
+    "opt, untied": (tiny.opt, {"tie_word_embeddings": False}),
+    "gptneox, exact gelu": (tiny.gptneox, {"hidden_act": "gelu", "rotary_pct": 0.5}),
+    "gptneox, serial, tied, tanh gelu": (
+        tiny.gptneox,
+        {"use_parallel_residual": False, "tie_word_embeddings": True, "hidden_act": "gelu_new"},
+    ),
+    "gptj": (tiny.gptj, {}),
+    "gptj, tied, all dimensions rotary": (tiny.gptj, {"tie_word_embeddings": True, "rotary_dim": 6}),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_the_logits_of_the_source_model(tmp_path: Path, case: str, dtype: str) -> None:
+    build, changes = CASES[case]
+    model = build(dtype, **changes)
+    model.config["dtype"] = dtype  # as transformers 5 writes it
+    source = model.save(tmp_path / "source")
+    result = ftconvert("hf-to-ft", "--name", "m", "-t", 2, source, tmp_path)
+    assert result.exit_code == 0, result.stderr
+    loaded = reference.load(open_any(str(tmp_path / "m")))
+    assert {tensor.dtype for tensor in loaded.state_dict().values()} == {torch.float32}
+    expected = logits(source)
+    tokens = torch.from_numpy(np.random.default_rng(1).integers(0, loaded.config.vocab_size, (2, 11)))
+    with torch.inference_mode():
+        found = loaded(tokens).logits.numpy()
+    folded = "projected" in case and dtype == "float16"  # what is multiplied into others is rounded again
+    assert np.abs(found - expected).max() < (0.05 if folded else 2e-5)
+    assert np.abs(expected).max() > 1
+
+
+def test_tables_that_no_file_holds_are_there(tmp_path: Path) -> None:
+    tiny.gptj().save(tmp_path / "gptj")
+    tiny.gptneox().save(tmp_path / "gptneox")
+    for name in ("gptj", "gptneox"):
+        buffers = dict(reference.load(open_any(str(tmp_path / name))).named_buffers())
+        assert buffers
+        assert all(buffer.device.type == "cpu" and buffer.abs().sum() > 0 for buffer in buffers.values()), name
