@@ -53,7 +53,7 @@ def _template(_: click.Context, __: click.Parameter, value: str) -> str:
     "--max-input-tokens",
     type=click.IntRange(min=2),
     default=512,
-    help="Longest prompt, in tokens with the end token; longer ones are cut and counted.",
+    help="Longest prompt, in tokens with the end token that T5 is given; longer ones are cut and counted.",
 )
 @click.option(
     "--max-output-tokens", type=click.IntRange(min=1), default=64, help="Longest output asked for, in tokens."
