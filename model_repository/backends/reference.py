@@ -18,7 +18,6 @@ from converter import ops
 from converter.checkpoint import Checkpoint, check_repeats
 from converter.errors import Problem, SourceError, report
 
-NOT_ARGUMENTS = ("architectures", "torch_dtype", "dtype")  # of config.json: what the files hold, here it is float32
 Weights = dict[str, torch.Tensor]
 
 
@@ -30,7 +29,7 @@ def load(checkpoint: Checkpoint) -> PreTrainedModel:
     """
     check_repeats(checkpoint)
     config = CONFIG_MAPPING[checkpoint.config["model_type"]](
-        **{key: value for key, value in checkpoint.config.items() if key not in NOT_ARGUMENTS}
+        **{key: value for key, value in checkpoint.config.items() if key not in ("architectures", "torch_dtype")}
     )
     auto = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
     # Memory that nothing has touched yet, and no tying. Not on torch's device "meta": tables of rotary positions, which

@@ -4,6 +4,9 @@
     request tensors ─> Row per sequence ─> generation.greedy ─> output_ids, sequence_length, ...
 
 Source of the tensors' meaning: triton-inference-server/fastertransformer_backend, src/libfastertransformer.cc.
+
+torch is imported where it is used: Triton starts this file twice for every model, the first time only to ask whether it
+completes the config, and the import is most of what a start takes.
 """
 
 from __future__ import annotations
@@ -11,7 +14,7 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import triton_python_backend_utils as pb
@@ -21,7 +24,9 @@ from converter.errors import FtconvertError, Problem, SourceError, report
 from converter.formats import fastertransformer, manifest_folder, open_weights
 from converter.manifest import MANIFEST
 from converter.storage import LocalStorage
-from model_repository.backends import generation, reference
+
+if TYPE_CHECKING:
+    from model_repository.backends.generation import Row
 
 # How many tokens of input_ids count, and how many may follow; beside input_ids what Triton itself insists on. A decoder
 # is given start_id for an empty prompt only (FasterTransformer, models/multi_gpu_gpt/ParallelGpt.cc), which is refused
@@ -36,6 +41,8 @@ class TritonPythonModel:
 
     def initialize(self, args: dict[str, str]) -> None:
         """Find the weights as the real backend does, and load them."""
+        from model_repository.backends import reference
+
         config = json.loads(args["model_config"])
         try:
             weights = LocalStorage(weights_folder(config, Path(args["model_repository"]) / args["model_version"]))
@@ -55,6 +62,8 @@ class TritonPythonModel:
         return [self._answer(request) for request in requests]
 
     def _answer(self, request: Any) -> Any:
+        from model_repository.backends import generation
+
         try:
             given = {name: array for name in self.inputs if (array := _array(request, name)) is not None}
             rows = self._rows(given)
@@ -72,15 +81,17 @@ class TritonPythonModel:
         tensors = [pb.Tensor(name, array.astype(self.dtypes[name])) for name, array in outputs.items()]
         return pb.InferenceResponse(output_tensors=tensors)
 
-    def _rows(self, given: dict[str, np.ndarray[Any, Any]]) -> list[generation.Row]:
+    def _rows(self, given: dict[str, np.ndarray[Any, Any]]) -> list[Row]:
         """[batch, longest] ids and a number per sequence of everything else -> one Row per sequence.
 
         Raises:
             ValueError: an input that is not supported, or lengths that do not fit.
         """
+        from model_repository.backends.generation import Row, refuse_unsupported
+
         length, limit = ENCODER_INPUTS if self.has_encoder else DECODER_INPUTS
         handled = (*HANDLED, length, limit)
-        generation.refuse_unsupported({name: array for name, array in given.items() if name not in handled})
+        refuse_unsupported({name: array for name, array in given.items() if name not in handled})
         input_ids = given["input_ids"]
         batch, longest = input_ids.shape
         lengths, steps = _numbers(given, length, batch), _numbers(given, limit, batch)
@@ -91,7 +102,7 @@ class TritonPythonModel:
         if min(lengths) < 1 or max(lengths) > longest:
             raise ValueError(f"{length} is {lengths}; expected 1 to {longest}, the width of input_ids")
         return [
-            generation.Row(ids[:count].tolist(), step, start_id, end_id)
+            Row(ids[:count].tolist(), step, start_id, end_id)
             for ids, count, step, start_id, end_id in zip(input_ids, lengths, steps, start_ids, end_ids, strict=True)
         ]
 
