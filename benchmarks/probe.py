@@ -21,9 +21,8 @@ from typing import Any
 KINDS = (
     ("waiting for the budget", ("", "wait_for"), ("threading.py", ""), ("", "acquire'")),
     ("checksum", ("", "crc32c")),
-    ("decompress", ("", "decompress"), ("", "zlib")),
+    ("decompress (zlib)", ("", "decompress")),
     ("read", ("", "method 'read"), ("", "preadv"), ("", "pread"), ("", "read_chunk")),
-    ("read and decode (TensorStore)", ("", "tensorstore"), ("", "'result' of"), ("zarr.py", "")),
     ("write", ("", "method 'write"), ("", "pwrite"), ("", "writev")),
     ("create, close, rename", ("", "open"), ("", "'close'"), ("", "replace"), ("", "mkdir"), ("", "stat")),
     (
