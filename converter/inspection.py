@@ -82,5 +82,5 @@ def sizes(inspection: Inspection) -> str:
     lines = []
     for key, value in sorted(inspection.config.items()):
         mark = "  (assumed: the files do not state it)" if key in inspection.assumed else ""
-        lines.append(f"  {key:<34}{value}{mark}")
+        lines.append(f"  {key:<33} {value}{mark}")
     return "\n".join(lines)

@@ -464,7 +464,14 @@ def require_dims(family: Family, config: Config, stored: int, where: str) -> Non
     ]
     vocabulary: Any = config.get("vocab_size")
     problems += [
-        Problem(word, f"a token of the vocabulary, 0 to {vocabulary} - 1", repr(config[word]))
+        Problem(
+            word,
+            f"a token of the vocabulary, 0 to {int(vocabulary) - 1}",
+            repr(config[word]),
+            "the default of its kind of model, if the source does not state it: state it there"
+            if config[word] == family.defaults.get(word)
+            else "",
+        )
         for word in family.token_ids
         if _is_size(vocabulary) and not _are_tokens(config.get(word), int(vocabulary))
     ]

@@ -142,6 +142,13 @@ def check_activation(config: Config, key: str) -> list[Problem]:
     return [Problem(key, f"one of {', '.join(ACTIVATIONS)}", str(config[key]), rule)]
 
 
+def check_rotary(key: str, dim: int, width: int, stated: str) -> list[Problem]:
+    """Rotary positions turn pairs of the dimensions of a head, which has `width` of them."""
+    if 0 < dim <= width and dim % 2 == 0:
+        return []
+    return [Problem(key, f"an even number of dimensions of a head, 2 to {width}", stated)]
+
+
 def check_fixed(config: Config, fixed: Config, rule: str) -> list[Problem]:
     """Values that are built in."""
     return [Problem(key, str(value), str(config[key]), rule) for key, value in fixed.items() if config[key] != value]

@@ -85,10 +85,9 @@ def _ft_check(config: Config) -> Sequence[Problem]:
         rule = "FasterTransformer has 1e-6 built in, which only comes near 1e-5"
         problems.append(Problem("layer_norm_epsilon", "1e-05 or 1e-06", str(config["layer_norm_epsilon"]), rule))
     head_dim = config["n_embd"] // config["n_head"]
-    rotary_dim = config["rotary_dim"]
-    if not isinstance(rotary_dim, int) or not 0 < rotary_dim <= head_dim:
-        problems.append(Problem("rotary_dim", f"1 to {head_dim}, a head's width", str(rotary_dim)))
-    return problems
+    stated = config["rotary_dim"]
+    rotary_dim = stated if isinstance(stated, int) and not isinstance(stated, bool) else 0
+    return [*problems, *gpt.check_rotary("rotary_dim", rotary_dim, head_dim, str(stated))]
 
 
 def _ft_caveat(config: Config) -> str:
@@ -104,7 +103,13 @@ def _ft_caveat(config: Config) -> str:
 
 
 def read_config(config: Config, names: Collection[str]) -> Config:
-    """What config.json states, with what transformers works out from it."""
+    """What config.json states, with what transformers works out from it.
+
+    Raises:
+        ValueError: null for the rotary dimensions, which versions of transformers read differently.
+    """
+    if config.get("rotary_dim", 0) is None:
+        raise ValueError("rotary_dim is null; state how many dimensions of a head are turned")
     if config.get("n_inner") is None and isinstance(hidden := config.get("n_embd"), int):
         return {**config, "n_inner": 4 * hidden}
     return config

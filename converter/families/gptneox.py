@@ -146,10 +146,9 @@ def _ft_check(config: Config) -> Sequence[Problem]:
     if config["hidden_act"] not in TANH + EXACT:
         rule = "FasterTransformer's GPT-NeoX has gelu and nothing else"
         problems.append(Problem("hidden_act", f"one of {', '.join(EXACT + TANH)}", str(config["hidden_act"]), rule))
-    if config["rotary_pct"] > 1 or _rotary_dim(config) < 1:
-        problems.append(
-            Problem("rotary_pct", "at least one dimension of a head, at most all", str(config["rotary_pct"]))
-        )
+    width = config["hidden_size"] // config["num_attention_heads"]
+    turned = _rotary_dim(config) if config["rotary_pct"] <= 1 else 0
+    problems += gpt.check_rotary("rotary_pct", turned, width, str(config["rotary_pct"]))
     for key in ROPE:
         if config.get(key):
             rule = "FasterTransformer's rotary positions know no scaling"
@@ -170,6 +169,7 @@ def _ft_caveat(config: Config) -> str:
 
 ROPE = ("rope_parameters", "rope_scaling")  # transformers 5, transformers 4
 ROPE_WORDS = {"rope_theta": "rotary_emb_base", "partial_rotary_factor": "rotary_pct"}
+ROPE_DEFAULTS = {"rotary_pct": 0.25, "rotary_emb_base": 10000}
 
 
 def read_config(config: Config, names: Collection[str]) -> Config:
@@ -186,10 +186,20 @@ def read_config(config: Config, names: Collection[str]) -> Config:
         if not isinstance(rope, dict):
             raise ValueError(f"{key}: expected an object, found {rope!r}")
         for word, meant in ROPE_WORDS.items():
-            if word in rope and own.setdefault(meant, rope[word]) != rope[word]:
-                raise ValueError(f"{key} has {word} {rope[word]!r}, but {meant} is {own[meant]!r}")
+            value = rope.get(word)
+            if own.get(meant) is None:
+                own[meant] = value
+            if value is not None and value != own[meant]:
+                raise ValueError(f"{key} has {word} {value!r}, but {meant} is {own[meant]!r}")
         if rope.get("rope_type", rope.get("type", "default")) == "default":
             del own[key]  # nothing is left that the other names do not say
+    for word, meant in ROPE_WORDS.items():
+        # some versions of transformers go by these words at the top, others pass over them
+        value, used = own.pop(word, None), ROPE_DEFAULTS[meant] if own.get(meant) is None else own[meant]
+        if value is not None and value != used:
+            raise ValueError(
+                f"{word} is {value!r}, but {meant}, which means the same, {used!r}: state what it was trained with"
+            )
     return own
 
 
@@ -203,8 +213,7 @@ FAMILY = Family(
     defaults={
         "hidden_act": "gelu",
         "layer_norm_eps": 1e-5,
-        "rotary_pct": 0.25,
-        "rotary_emb_base": 10000,
+        **ROPE_DEFAULTS,
         "max_position_embeddings": 2048,
         "use_parallel_residual": True,
         "attention_bias": True,
@@ -231,7 +240,6 @@ FAMILY = Family(
         ),
         generation=("bos_token_id", "eos_token_id", "pad_token_id"),
         prefix="gpt_neox.",
-        words=ROPE_WORDS,
     ),
     fastertransformer=FasterTransformerTable(
         model_type="GPT-NeoX",

@@ -41,6 +41,7 @@ PROJECT_IN, PROJECT_OUT = "model.decoder.project_in.weight", "model.decoder.proj
 FINAL_NORM, HEAD = "model.decoder.final_layer_norm", "lm_head.weight"
 LAYER = "model.decoder.layers.{i}"
 EACH = "num_hidden_layers"
+EPSILON = 1e-5  # torch's default, no key of the config
 OFFSET = 2  # rows of the table before the first position: OPTLearnedPositionalEmbedding
 
 
@@ -154,11 +155,17 @@ def _final_norm(text: str, section: Section) -> Config:
     return {"_remove_final_layer_norm": not boolean(text)} if before else {}
 
 
+def _read_epsilon(text: str, section: Section) -> Config:
+    if float(text) != EPSILON:
+        raise ValueError(f"OPT has {EPSILON}")
+    return {}
+
+
 def _ft_fields() -> Iterator[Field]:
     yield from gpt.sizes("gpt", "num_attention_heads", EACH, "hidden_size", "word_embed_proj_dim")
     yield number("gpt.inter_size", "ffn_dim")
     yield number("gpt.max_pos_seq_len", "max_position_embeddings")
-    yield constant("gpt.layernorm_eps", "1e-5")  # torch's default, no key of the config
+    yield Field("gpt.layernorm_eps", lambda config: repr(EPSILON), _read_epsilon)
     yield gpt.activation("gpt.activation_type", "activation_function")
     yield Field(
         "gpt.layernorm_type",

@@ -186,6 +186,8 @@ def open(uri: str, config: Config | None = None, model: str | None = None, famil
         statements.append(preset_statement(model, agreed(statements, str(storage)).get("vocab_size")))
     values, assumed = with_defaults(family, agreed(statements, str(storage)))
     require_dims(family, values, len(files), str(storage))
+    if impossible := table.check(values):
+        raise SourceError(report(f"{storage}/{INI}: FasterTransformer has no such models", impossible))
     tensor_parallel = ranks(files, storage)
     rows = expand(table.rows(values, tensor_parallel), values, family.features(values))
     stored: dict[str, LazyTensor] = {}

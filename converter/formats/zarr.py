@@ -94,6 +94,8 @@ def _array(found: Arrays, name: str, metadata: bytes, chunks: Mapping[str, int],
         shape, grain = tuple(map(int, meta["shape"])), tuple(map(int, meta["chunks"]))
         separator, compressor = meta.get("dimension_separator", "."), meta["compressor"]
         spec = TensorSpec(shape, element_type(meta["dtype"]))
+        if compressor is not None and not isinstance(compressor["id"], str):
+            raise ValueError(f"compressor {compressor!r}")
         if len(shape) != len(grain) or min((*shape, *grain), default=1) < 1:
             raise ValueError(f"shape {shape}, chunks {grain}")
         if separator not in (".", "/") or meta["order"] != "C" or meta["filters"]:
@@ -145,7 +147,7 @@ def element_type(name: str) -> np.dtype[Any]:
 def _tensor(
     name: str, spec: TensorSpec, grain: tuple[int, ...], separator: str, compressor: Any, place: Place, filled: bool
 ) -> LazyTensor:
-    packed = compressor and compressor.get("id")
+    packed = compressor and compressor["id"]
     if place.storage and spec.shape and not filled and packed in (None, *zarr_chunks.WINDOWS):
         chunk = TensorSpec(grain, spec.dtype)
         return zarr_chunks.Chunked(place.storage, place.files, name, spec, chunk, separator, packed).tensor()

@@ -49,12 +49,17 @@ class Chunked:
     separator: str
     compressor: str | None
 
+    @property
+    def _row(self) -> int:
+        """Bytes of a row of the first axis of a chunk."""
+        return math.prod(self.chunk.shape[1:]) * self.chunk.dtype.itemsize
+
     def tensor(self) -> LazyTensor:
         """The array as a leaf. A packed chunk can only be read whole, of any other one whole rows."""
         block = min(self.storage.block, self.chunk.nbytes)
         if self.compressor:
-            return leaf(self.spec, self.name, self.chunk.shape, self.read, 2 * block)
-        row = math.prod(self.chunk.shape[1:]) * self.chunk.dtype.itemsize
+            return leaf(self.spec, self.name, self.chunk.shape, self.read, 2 * (block + self._row))
+        row = self._row
         return leaf(self.spec, self.name, (1, *self.chunk.shape[1:]), self.read, max(block, row))
 
     def read(self, box: Box) -> Array:
@@ -85,11 +90,14 @@ class Chunked:
 
     def _inflate_into(self, array: Array, file: str, box: Box) -> None:
         """Copy a box of a packed chunk into `array` of its shape; what comes after its last row is not unpacked."""
-        row = math.prod(self.chunk.shape[1:]) * self.chunk.dtype.itemsize
-        rest, first, stop = b"", 0, box.stop[0]
+        row, first, stop = self._row, 0, box.stop[0]
+        pieces: list[bytes] = []
         for data in self._inflated(file):
-            rest = rest + data if rest else data
-            count = len(rest) // row
+            pieces.append(data)
+            count = sum(map(len, pieces)) // row
+            if not count:
+                continue
+            rest = b"".join(pieces) if len(pieces) > 1 else data
             rows = np.frombuffer(rest, self.chunk.dtype, count * row // self.chunk.dtype.itemsize)
             start, end = max(first, box.start[0]), min(first + count, stop)
             if start < end:
@@ -97,7 +105,7 @@ class Chunked:
                     (slice(start - first, end - first), *box.slices[1:])
                 ]
                 array[start - box.start[0] : end - box.start[0]] = wanted
-            rest, first = rest[count * row :], first + count
+            pieces, first = [rest[count * row :]], first + count
             if first >= stop and stop < self.chunk.shape[0]:
                 return
 
