@@ -10,6 +10,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
+
 from converter import engine, manifest
 from converter.checkpoint import Checkpoint, check_repeats
 from converter.errors import DestinationError, OptionsError, SourceError, UsageError
@@ -115,9 +117,7 @@ def prepare(request: Request) -> Conversion:
         opened = lora.merge(opened, adapter_folder(request.lora))
     layout = request.layout or (REPOSITORY if target == "ft" else WEIGHTS)
     request = replace(request, name=name, layout=layout)
-    if target == "ft":
-        opened = fastertransformer.expressible(opened)
-    model, files, own_options = _TARGETS[target](request, opened.cast(dtype))
+    model, files, own_options = _TARGETS[target](request, opened, dtype)
     plan = Plan(tuple(files))
     options = {"model": request.model, "name": name, "dtype": short_name(dtype), "layout": layout, **own_options}
     skeleton = {
@@ -139,7 +139,8 @@ def prepare(request: Request) -> Conversion:
 Laid = tuple[Checkpoint, list[OutputFile], dict[str, Any]]  # the model as it is written, its files, options of its own
 
 
-def _to_fastertransformer(request: Request, model: Checkpoint) -> Laid:
+def _to_fastertransformer(request: Request, opened: Checkpoint, dtype: np.dtype[Any]) -> Laid:
+    model = fastertransformer.expressible(opened).cast(dtype)  # what is folded is folded in the source's own values
     table = fastertransformer.layout_of(model.family)
     fastertransformer.check_divisible(model.config, table.layers, request.pipeline_parallel, "--pipeline-parallel")
     compute_dtype = request.compute_dtype or table.compute_dtype or short_name(model.widest_dtype)
@@ -157,15 +158,16 @@ def _to_fastertransformer(request: Request, model: Checkpoint) -> Laid:
     return _with_note(model, table.caveat(model.config)), files, options
 
 
-def _to_huggingface(request: Request, model: Checkpoint) -> Laid:
+def _to_huggingface(request: Request, opened: Checkpoint, dtype: np.dtype[Any]) -> Laid:
+    model = opened.cast(dtype)
     if request.tokenizer:
         model = replace(model, companions=(*model.companions, huggingface.tokenizer(request.tokenizer)))
     options = {"tokenizer": request.tokenizer} if request.tokenizer else {}
     return _with_note(model, model.family.huggingface.caveat(model.config)), huggingface.outputs(model), options
 
 
-def _to_t5x(request: Request, model: Checkpoint) -> Laid:
-    step = request.step or 0
+def _to_t5x(request: Request, opened: Checkpoint, dtype: np.dtype[Any]) -> Laid:
+    model, step = opened.cast(dtype), request.step or 0
     files = t5x_writer.outputs(model, step)
     presets = [name for name, preset in model.family.presets.items() if preset.config.items() <= model.config.items()]
     note = f"T5X checkpoints state no tokens; read this one with --model {' or '.join(presets)}"

@@ -241,7 +241,7 @@ def multiply(tensor: LazyTensor, by: int) -> LazyTensor:
     closest to what was divided.
     """
 
-    largest = float(ml_dtypes.finfo(tensor.spec.dtype).max)  # type: ignore[no-untyped-call]
+    largest = float(ml_dtypes.finfo(tensor.spec.dtype).max)  # type: ignore[no-untyped-call] # ml_dtypes: no types
 
     def compute(array: Array) -> Array:
         with np.errstate(over="ignore"):

@@ -79,9 +79,9 @@ def _options() -> dict[str, Any]:
 class BucketStorage:
     """A folder `gs://bucket/prefix`; names are relative to it and use `/`."""
 
-    block = (
-        8 << 20
-    )  # what arrives in the time that a request takes until its first byte, or in two or three times of it
+    block = 8 << 20  # takes as long to arrive as its request waits for an answer, or a few times as long
+    kept = CHUNK  # larger files are sent in several requests
+    jobs = JOBS  # as many requests under way
 
     def __init__(self, bucket: str, prefix: str = "") -> None:
         self.bucket, self.prefix = bucket, prefix
@@ -107,16 +107,6 @@ class BucketStorage:
 
     def __str__(self) -> str:
         return self.path("")
-
-    @property
-    def kept(self) -> int:
-        """Larger files are sent in several requests."""
-        return CHUNK
-
-    @property
-    def jobs(self) -> int:
-        """As many requests under way."""
-        return JOBS
 
     @property
     def _root(self) -> str:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -169,6 +171,43 @@ def test_what_is_in_flight_stays_within_the_budget(
     expected = leaves[3].array.T[:, 25:50]
     assert found["leaf3.1"] == np.ascontiguousarray(expected).tobytes()
     assert found["again"] == leaves[0].array.tobytes()
+
+
+RESIDENT = """
+import sys
+from pathlib import Path
+from test_engine import *
+from test_engine import _RecordingWriter
+
+def high_water():
+    return int(next(line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM"))) << 10
+
+class Made(Leaf):
+    def __post_init__(self):
+        self.tensor = leaf(TensorSpec(self.shape, FP32), self.name, (1, self.shape[1]), self.read)
+    def read(self, box):
+        return np.ones(box.shape, np.float32)
+
+class Nowhere(Recorder):
+    def writer(self, name, kept=0):
+        writer = _RecordingWriter(self, name)
+        writer.write = lambda data: setattr(writer, "size", writer.size + len(data))
+        return writer
+
+leaves = [Made((1000 + 37 * i % 500, 1024), f"leaf{i}") for i in range(150)]
+plan = Plan(tuple(file for one in leaves for file in split(one.name, ops.transpose(one.tensor), 2)))
+before = high_water()
+run(plan, Nowhere(), Limits.of(plan, 64 << 20, 32), (), lambda name, size, crc: time.sleep(0.002))
+print(high_water() - before)
+"""
+
+
+def test_freed_memory_goes_back() -> None:
+    """Resident memory of 32 threads stays within a budget that two of them could use up, whatever malloc keeps."""
+    here = str(Path(__file__).parent)
+    command = [sys.executable, "-c", RESIDENT]
+    process = subprocess.run(command, cwd=here, capture_output=True, text=True, timeout=120, check=True)
+    assert int(process.stdout) < 1.25 * (64 << 20)
 
 
 class Keeping:
