@@ -13,7 +13,6 @@ from collections.abc import Collection, Iterator, Sequence
 from converter.errors import Problem
 from converter.families import gpt
 from converter.families.base import (
-    TRANSPOSE,
     Config,
     Family,
     FasterTransformerTable,
@@ -64,15 +63,12 @@ def _ft_rows(config: Config) -> Iterator[Row]:
         stored, canonical = f"{gpt.LAYER}.attention.query_key_value", f"{LAYER}.self_attention.query_key_value"
         heads = gpt.per_head(config["n_head"])
         yield Row(f"{stored}.{kind}", (f"{canonical}.{kind}",), heads, split=-1, each=EACH)
-    for stored, canonical, split in (
-        ("attention.dense", "self_attention.dense", None),
-        ("mlp.dense_h_to_4h", "mlp.dense_h_to_4h", -1),
-        ("mlp.dense_4h_to_h", "mlp.dense_4h_to_h", None),
-    ):
-        stored, canonical = f"{gpt.LAYER}.{stored}", f"{LAYER}.{canonical}"
-        weight = 0 if split is None else split
-        yield Row(f"{stored}.weight", (f"{canonical}.weight",), TRANSPOSE, split=weight, each=EACH)
-        yield Row(f"{stored}.bias", (f"{canonical}.bias",), split=split, each=EACH)
+    linears = (
+        ("attention.dense", f"{LAYER}.self_attention.dense", 0),
+        ("mlp.dense_h_to_4h", f"{LAYER}.mlp.dense_h_to_4h", -1),
+        ("mlp.dense_4h_to_h", f"{LAYER}.mlp.dense_4h_to_h", 0),
+    )
+    yield from gpt.linears(linears, EACH)
 
 
 def _inner_size(text: str, section: Section) -> Config:
@@ -140,7 +136,7 @@ FAMILY = Family(
         aliases={},
         tied={"lm_head.weight": EMBEDDING},
         ignored=(),
-        generation=("bos_token_id", "eos_token_id", "pad_token_id"),
+        generation=gpt.GENERATION,
         prefix="transformer.",
         # n_embed: what the models of 2022 call it, bigscience/bloom among them
         words={"n_embed": "hidden_size", "num_attention_heads": "n_head", "num_hidden_layers": EACH},

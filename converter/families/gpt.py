@@ -7,12 +7,12 @@ src/fastertransformer/triton_backend/multi_gpu_gpt/ParallelGptTritonModel.cc.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import Any
 
 from converter import ops
 from converter.errors import Problem
-from converter.families.base import COPY, Config, Field, Layout, Row, Section, Weight, number
+from converter.families.base import COPY, TRANSPOSE, Config, Field, Ignored, Layout, Row, Section, Weight, number
 from converter.tensor import LazyTensor
 
 LAYER = "model.layers.{i}"  # FasterTransformer's names of a layer begin so
@@ -29,6 +29,16 @@ def copies(stored: str, canonical: str, **more: Any) -> Iterator[Row]:
     """Weight and bias of a norm, as they are."""
     for kind in BOTH:
         yield Row(f"{stored}.{kind}", (f"{canonical}.{kind}",), COPY, **more)
+
+
+def linears(names: Iterable[tuple[str, str, int]], each: str) -> Iterator[Row]:
+    """Matrices [out, in] and their biases: (stored, canonical, axis of the stored matrix that ranks share).
+
+    A bias is shared where the outputs are, on the last axis; otherwise every rank has all of it.
+    """
+    for stored, canonical, split in names:
+        yield Row(f"{LAYER}.{stored}.weight", (f"{canonical}.weight",), TRANSPOSE, split=split, each=each)
+        yield Row(f"{LAYER}.{stored}.bias", (f"{canonical}.bias",), split=None if split == 0 else split, each=each)
 
 
 # -------------------------------------------------------------------------------------------------------------- q, k, v
@@ -114,6 +124,32 @@ def epsilon(config: str) -> Field:
     So an absent one states nothing, and the family's own is assumed.
     """
     return Field("gpt.layernorm_eps", lambda values: repr(float(values[config])), lambda text, _: {config: float(text)})
+
+
+# -------------------------------------------------------------------------------------------------------- Hugging Face
+
+GENERATION = ("bos_token_id", "eos_token_id", "pad_token_id")
+# what transformers calls the sizes of GPT-2 and GPT-J, too
+WORDS = {
+    "hidden_size": "n_embd",
+    "max_position_embeddings": "n_positions",
+    "num_attention_heads": "n_head",
+    "num_hidden_layers": "n_layer",
+}
+
+
+def with_inner_size(config: Config) -> Config:
+    """GPT-2 and GPT-J state no `n_inner` where it is 4 * n_embd."""
+    if config.get("n_inner") is None and isinstance(hidden := config.get("n_embd"), int):
+        return {**config, "n_inner": 4 * hidden}
+    return config
+
+
+def constants(attention: str, each: str, names: Sequence[str] = ("bias", "masked_bias")) -> tuple[Ignored, ...]:
+    """What early versions of transformers stored with every layer's attention: its causal mask, and the like."""
+    return tuple(
+        Ignored(f"{attention}.{name}", "a constant that transformers no longer stores", each) for name in names
+    )
 
 
 # --------------------------------------------------------------------------------------------------------------- limits

@@ -17,7 +17,6 @@ from converter.families.base import (
     FasterTransformerTable,
     Field,
     HuggingFaceTable,
-    Ignored,
     Preset,
     Row,
     Weight,
@@ -107,12 +106,8 @@ def read_config(config: Config, names: Collection[str]) -> Config:
     """
     if config.get("add_cross_attention"):
         raise ValueError("add_cross_attention is true: only decoders that stand alone can be converted")
-    if config.get("n_inner") is None and isinstance(hidden := config.get("n_embd"), int):
-        return {**config, "n_inner": 4 * hidden}
-    return config
+    return gpt.with_inner_size(config)
 
-
-MASK = "the causal mask, a constant that early versions of transformers stored"
 
 FAMILY = Family(
     name="gpt2",
@@ -140,18 +135,10 @@ FAMILY = Family(
         write_config=lambda config: {},
         aliases={},
         tied={"lm_head.weight": WTE},
-        ignored=(
-            Ignored(f"{LAYER}.attn.bias", MASK, EACH),
-            Ignored(f"{LAYER}.attn.masked_bias", "the value of masked places, stored with it", EACH),
-        ),
-        generation=("bos_token_id", "eos_token_id", "pad_token_id"),
+        ignored=gpt.constants(f"{LAYER}.attn", EACH),
+        generation=gpt.GENERATION,
         prefix="transformer.",
-        words={
-            "hidden_size": "n_embd",
-            "max_position_embeddings": "n_positions",
-            "num_attention_heads": "n_head",
-            "num_hidden_layers": EACH,
-        },
+        words=gpt.WORDS,
     ),
     fastertransformer=FasterTransformerTable(
         model_type="GPT",

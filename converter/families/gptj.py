@@ -19,7 +19,6 @@ from converter.families.base import (
     FasterTransformerTable,
     Field,
     HuggingFaceTable,
-    Ignored,
     Preset,
     Row,
     Weight,
@@ -110,12 +109,8 @@ def read_config(config: Config, names: Collection[str]) -> Config:
     """
     if config.get("rotary_dim", 0) is None:
         raise ValueError("rotary_dim is null; state how many dimensions of a head are turned")
-    if config.get("n_inner") is None and isinstance(hidden := config.get("n_embd"), int):
-        return {**config, "n_inner": 4 * hidden}
-    return config
+    return gpt.with_inner_size(config)
 
-
-CONSTANT = "a constant that early versions of transformers stored"
 
 FAMILY = Family(
     name="gptj",
@@ -143,18 +138,10 @@ FAMILY = Family(
         write_config=lambda config: {},
         aliases={},
         tied={HEAD: EMBEDDING},
-        ignored=(
-            Ignored(f"{LAYER}.attn.bias", f"the causal mask, {CONSTANT}", EACH),
-            Ignored(f"{LAYER}.attn.masked_bias", f"the value of masked places, {CONSTANT}", EACH),
-        ),
-        generation=("bos_token_id", "eos_token_id", "pad_token_id"),
+        ignored=gpt.constants(f"{LAYER}.attn", EACH),
+        generation=gpt.GENERATION,
         prefix="transformer.",
-        words={
-            "hidden_size": "n_embd",
-            "max_position_embeddings": "n_positions",
-            "num_attention_heads": "n_head",
-            "num_hidden_layers": EACH,
-        },
+        words=gpt.WORDS,
     ),
     fastertransformer=FasterTransformerTable(
         model_type="GPT-J",

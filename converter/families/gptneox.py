@@ -22,7 +22,6 @@ from converter.families.base import (
     FasterTransformerTable,
     Field,
     HuggingFaceTable,
-    Ignored,
     Layout,
     Preset,
     Row,
@@ -203,8 +202,6 @@ def read_config(config: Config, names: Collection[str]) -> Config:
     return own
 
 
-CONSTANT = "a constant that early versions of transformers stored"
-
 FAMILY = Family(
     name="gptneox",
     architectures=("GPTNeoXForCausalLM",),
@@ -233,12 +230,8 @@ FAMILY = Family(
         write_config=lambda config: {},
         aliases={"lm_head.weight": HEAD},
         tied={HEAD: EMBEDDING},
-        ignored=(
-            Ignored(f"{LAYER}.attention.bias", f"the causal mask, {CONSTANT}", EACH),
-            Ignored(f"{LAYER}.attention.masked_bias", f"the value of masked places, {CONSTANT}", EACH),
-            Ignored(f"{LAYER}.attention.rotary_emb.inv_freq", f"the rotary frequencies, {CONSTANT}", EACH),
-        ),
-        generation=("bos_token_id", "eos_token_id", "pad_token_id"),
+        ignored=gpt.constants(f"{LAYER}.attention", EACH, ("bias", "masked_bias", "rotary_emb.inv_freq")),
+        generation=gpt.GENERATION,
         prefix="gpt_neox.",
     ),
     fastertransformer=FasterTransformerTable(

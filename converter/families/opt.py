@@ -16,7 +16,6 @@ from converter.families import gpt
 from converter.families.base import (
     STACKED,
     STACKED_TRANSPOSES,
-    TRANSPOSE,
     Config,
     Family,
     FasterTransformerTable,
@@ -110,15 +109,12 @@ def _ft_rows() -> Iterator[Row]:
     weights, biases = (tuple(f"{LAYER}.self_attn.{one}_proj.{kind}" for one in "qkv") for kind in gpt.BOTH)
     yield Row(f"{qkv}.weight", weights, STACKED_TRANSPOSES, split=-1, each=EACH)
     yield Row(f"{qkv}.bias", biases, STACKED, split=-1, each=EACH)
-    for stored, canonical, split in (
-        ("attention.dense", "self_attn.out_proj", None),
-        ("mlp.dense_h_to_4h", "fc1", -1),
-        ("mlp.dense_4h_to_h", "fc2", None),
-    ):
-        stored, canonical = f"{gpt.LAYER}.{stored}", f"{LAYER}.{canonical}"
-        weight = 0 if split is None else split
-        yield Row(f"{stored}.weight", (f"{canonical}.weight",), TRANSPOSE, split=weight, each=EACH)
-        yield Row(f"{stored}.bias", (f"{canonical}.bias",), split=split, each=EACH)
+    linears = (
+        ("attention.dense", f"{LAYER}.self_attn.out_proj", 0),
+        ("mlp.dense_h_to_4h", f"{LAYER}.fc1", -1),
+        ("mlp.dense_4h_to_h", f"{LAYER}.fc2", 0),
+    )
+    yield from gpt.linears(linears, EACH)
     for stored, canonical in (
         ("input_layernorm", "self_attn_layer_norm"),
         ("post_attention_layernorm", "final_layer_norm"),
@@ -232,7 +228,7 @@ FAMILY = Family(
         aliases={},
         tied={HEAD: EMBEDDING},
         ignored=(Ignored("model.decoder.version", "a mark of fairseq, where OPT was trained"),),
-        generation=("bos_token_id", "eos_token_id", "pad_token_id"),
+        generation=gpt.GENERATION,
         prefix="model.",
     ),
     fastertransformer=FasterTransformerTable(
