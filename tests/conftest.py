@@ -10,10 +10,14 @@ import uuid
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
 from click.testing import CliRunner, Result
+
+if TYPE_CHECKING:
+    import bucket_proxy
 
 sys.path.insert(0, str(Path(__file__).parent))  # `import tiny` from every test
 
@@ -156,3 +160,40 @@ def bucket(bucket_server: str) -> Iterator[str]:
         gcs._client().create_bucket(name, project="none")
         yield f"gs://{name}"
     gcs._client.cache_clear()
+
+
+@pytest.fixture
+def proxy(bucket: str, bucket_server: str) -> Iterator[bucket_proxy.Proxy]:
+    """Between the clients and the server; every request passes until `rule` is set."""
+    import bucket_proxy
+
+    with bucket_proxy.before(bucket_server) as standing:
+        yield standing
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The library's rules of trying again, but quicker."""
+    from google.cloud.storage import retry
+
+    from converter.storage import gcs
+
+    quick = retry.DEFAULT_RETRY.with_delay(initial=0.01, maximum=0.05)
+    monkeypatch.setattr(retry, "DEFAULT_RETRY", quick)
+    monkeypatch.setattr(gcs, "PATIENCE", 30)
+    monkeypatch.setattr(gcs, "TENSORSTORE_RETRIES", 1)
+
+
+@pytest.fixture
+def hopeless(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For trouble that does not end."""
+    from converter.storage import gcs
+
+    monkeypatch.setattr(gcs, "PATIENCE", 0.1)
+
+
+@pytest.fixture
+def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    from converter.storage import gcs
+
+    monkeypatch.setattr(gcs.BucketStorage, "kept", 256 << 10)

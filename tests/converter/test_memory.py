@@ -5,8 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
-
-from tests.tiny import T5, t5x_checkpoint
+from tiny import T5, t5x_checkpoint
 
 MIB = 1 << 20
 PEAK = """
