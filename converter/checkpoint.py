@@ -56,6 +56,7 @@ class Checkpoint:
         notes: what a user should know about how it was opened, e.g. an unfinished step that was passed over.
         companions: files that a Hugging Face model takes along.
         adapters: folders of adapters that lie beside the weights and are not merged.
+        stored_dtype: of the files, where a tensor is read wider than it is stored.
     """
 
     family: Family
@@ -69,6 +70,7 @@ class Checkpoint:
     notes: tuple[str, ...] = ()
     companions: tuple[Companions, ...] = ()
     adapters: tuple[str, ...] = ()
+    stored_dtype: np.dtype[Any] | None = None
 
     @property
     def dtypes(self) -> tuple[np.dtype[Any], ...]:
@@ -80,8 +82,8 @@ class Checkpoint:
 
     @property
     def widest_dtype(self) -> np.dtype[Any]:
-        """The narrowest type that holds every tensor exactly."""
-        return widest(self.dtypes)
+        """The narrowest type that holds every tensor as it is stored."""
+        return self.stored_dtype or widest(self.dtypes)
 
     @property
     def parameters(self) -> int:
@@ -93,7 +95,8 @@ class Checkpoint:
 
     def cast(self, dtype: np.dtype[Any]) -> Checkpoint:
         """The same checkpoint in one element type."""
-        return replace(self, tensors={name: ops.cast(tensor, dtype) for name, tensor in self.tensors.items()})
+        tensors = {name: ops.cast(tensor, dtype) for name, tensor in self.tensors.items()}
+        return replace(self, tensors=tensors, stored_dtype=None)
 
 
 def as_equivalent(model: Checkpoint) -> Checkpoint:

@@ -97,21 +97,35 @@ def main() -> None:
 
 
 # What can be converted into what, and how the two are called in a sentence.
-PAIRS = ("jax-to-ft", "jax-to-hf", "hf-to-ft", "hf-to-hf", "hf-to-jax", "ft-to-ft", "ft-to-hf")
+PAIRS = (
+    *("jax-to-ft", "jax-to-trtllm", "jax-to-hf"),
+    *("hf-to-ft", "hf-to-trtllm", "hf-to-hf", "hf-to-jax"),
+    *("ft-to-ft", "ft-to-hf"),
+    *("trtllm-to-trtllm", "trtllm-to-hf"),
+)
 SOURCES = {
     "jax": "a T5X checkpoint (legacy container or Orbax)",
     "hf": "a Hugging Face model",
     "ft": "FasterTransformer weights",
+    "trtllm": "a TensorRT-LLM checkpoint",
 }
-TARGETS = {"ft": "FasterTransformer weights for Triton", "hf": "a Hugging Face model", "jax": "a T5X checkpoint"}
+TARGETS = {
+    "ft": "FasterTransformer weights for Triton",
+    "trtllm": "a TensorRT-LLM checkpoint",
+    "hf": "a Hugging Face model",
+    "jax": "a T5X checkpoint",
+}
 SOURCE_HELP = {
     "jax": "SOURCE is a `checkpoint_<step>` folder or the folder that holds several.",
     "hf": "SOURCE is a folder with config.json and its weights, or hub:ORG/NAME[@REVISION].",
     "ft": "SOURCE is a model repository with one model, a model, a version, or the folder with config.ini.",
+    "trtllm": "SOURCE is the folder with config.json, or the one with encoder/ and decoder/.",
 }
 TARGET_HELP = {
     "ft": "DESTINATION becomes a model repository: DESTINATION/<name>/config.pbtxt and "
     "DESTINATION/<name>/<version>/<tp>-gpu/.",
+    "trtllm": "DESTINATION gets config.json and rank*.safetensors, of encoder-decoder models in encoder/ and decoder/; "
+    "the trtllm-build commands that make engines of it are printed and stand in manifest.json.",
     "hf": "DESTINATION gets config.json, model*.safetensors, generation_config.json and the tokenizer.",
     "jax": "DESTINATION gets config.gin and checkpoint_<step>/ in T5X's own container.",
 }
@@ -136,6 +150,9 @@ def _options(source: str, target: str) -> list[Option]:
             click.option(
                 "--model-version", type=click.IntRange(1), default=1, show_default=True, help="Version folder."
             ),
+        ]
+    if target in ("ft", "trtllm"):
+        options += [
             click.option(
                 "-t", "--tensor-parallel", type=click.IntRange(1), default=1, show_default=True, help="GPUs per layer."
             ),
@@ -161,6 +178,8 @@ def _options(source: str, target: str) -> list[Option]:
                 help="`data_type` in config.pbtxt.  [default: bf16 for T5, fp16 for GPT-NeoX, else the type written]",
             )
         )
+    if target == "trtllm":
+        options += TRTLLM
     if source == "jax":
         which = "Which step.  [default: the newest complete one]"
         options.append(click.option("--step", type=click.IntRange(0), default=None, help=which))
@@ -195,6 +214,26 @@ def _options(source: str, target: str) -> list[Option]:
         click.option("--quiet", is_flag=True, help="No progress bar, no summary."),
         as_json,
     ]
+
+
+TRTLLM = [
+    click.option(
+        "--trtllm-version", default="1.0", show_default=True, metavar="X.Y", help="TensorRT-LLM that builds the engine."
+    ),
+    click.option(
+        "--parallel-embedding",
+        type=click.IntRange(0, 1),
+        default=None,
+        help="Divide the embedding by rows (0) or columns (1).  [default: every rank has all of it]",
+    ),
+    click.option(
+        "--implicit-relative-attention", is_flag=True, help="T5: compute positions as they come, for long sequences."
+    ),
+    click.option("--skip-cross-kv", is_flag=True, help="T5: compute cross-attention's k and v once a request."),
+    click.option(
+        "--quant", type=click.Choice(["w8a16", "w4a16"]), default=None, help="Weight-only, done by trtllm-build."
+    ),
+]
 
 
 def _add_conversion(pair: str) -> None:
@@ -319,6 +358,7 @@ def _print_report(report: Report, seconds: float, quiet: bool, as_json: bool) ->
         "seconds": round(seconds, 3),
         "memory_budget": conversion.limits.budget,
         "notes": list(conversion.notes),
+        **{key: commands for key in ("trtllm_build",) if (commands := report.manifest.get(key))},
     }
     if as_json:
         click.echo(json.dumps(document, indent=2))
@@ -328,6 +368,9 @@ def _print_report(report: Report, seconds: float, quiet: bool, as_json: bool) ->
             f"{where.root}: {document['parameters']:,} parameters as {document['dtype']}, "
             f"{document['files']} files{resumed}, {document['bytes_written']:,} bytes in {seconds:.1f} s"
         )
+        if "trtllm_build" in document:
+            click.echo(f"Build the engines on the GPU that they will run on, in {where.root}:")
+            click.echo("\n".join(f"  {command}" for command in document["trtllm_build"]))
 
 
 @main.command()

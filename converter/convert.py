@@ -8,14 +8,27 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from converter import engine, manifest
 from converter.checkpoint import Checkpoint, check_repeats
 from converter.errors import DestinationError, OptionsError, SourceError, UsageError
-from converter.formats import adapter_folder, fastertransformer, huggingface, is_hub, lora, open_any, t5x, t5x_writer
+from converter.families.base import Variant
+from converter.formats import (
+    adapter_folder,
+    fastertransformer,
+    huggingface,
+    is_hub,
+    lora,
+    open_any,
+    t5x,
+    t5x_writer,
+    tensorrt_llm,
+    trtllm_build,
+)
+from converter.formats.parallel import check_divisible
 from converter.manifest import Destination, File, Journal, Manifest
 from converter.plan import OutputFile, Plan
 from converter.storage import open_storage
@@ -39,6 +52,11 @@ class Request:
     pipeline_parallel: int = 1
     dtype: str = "source"
     compute_dtype: str = ""
+    trtllm_version: str = ""
+    parallel_embedding: int | None = None
+    implicit_relative_attention: bool = False
+    skip_cross_kv: bool = False
+    quant: str = ""
     step: int | None = None
     lora: str = ""
     tokenizer: str = ""
@@ -117,7 +135,7 @@ def prepare(request: Request) -> Conversion:
         opened = lora.merge(opened, adapter_folder(request.lora))
     layout = request.layout or (REPOSITORY if target == "ft" else WEIGHTS)
     request = replace(request, name=name, layout=layout)
-    model, files, own_options = _TARGETS[target](request, opened, dtype)
+    model, files, own_options, more = _TARGETS[target](request, opened, dtype)
     plan = Plan(tuple(files))
     options = {"model": request.model, "name": name, "dtype": short_name(dtype), "layout": layout, **own_options}
     skeleton = {
@@ -128,6 +146,7 @@ def prepare(request: Request) -> Conversion:
         "source": vars(model.source),
         "options": options | ({"lora": request.lora} if request.lora else {}),
         "tool_version": manifest.tool_version(),
+        **more,
     }
     destination = _destination(request)
     ends = [destination.root, *([] if is_hub(request.source) else [open_storage(request.source)])]
@@ -136,13 +155,19 @@ def prepare(request: Request) -> Conversion:
     return Conversion(request, model, plan, limits, destination, skeleton)
 
 
-Laid = tuple[Checkpoint, list[OutputFile], dict[str, Any]]  # the model as it is written, its files, options of its own
+class Laid(NamedTuple):
+    """The model as it is written, its files, the format's own options, and what else its manifest holds."""
+
+    model: Checkpoint
+    files: list[OutputFile]
+    options: dict[str, Any]
+    manifest: Manifest = {}  # noqa: RUF012 # nothing changes it
 
 
 def _to_fastertransformer(request: Request, opened: Checkpoint, dtype: np.dtype[Any]) -> Laid:
     model = fastertransformer.expressible(opened).cast(dtype)  # what is folded is folded in the source's own values
     table = fastertransformer.layout_of(model.family)
-    fastertransformer.check_divisible(model.config, table.layers, request.pipeline_parallel, "--pipeline-parallel")
+    check_divisible(model.config, table.layers, request.pipeline_parallel, "--pipeline-parallel")
     compute_dtype = request.compute_dtype or table.compute_dtype or short_name(model.widest_dtype)
     if compute_dtype not in table.compute_dtypes:
         allowed = " and ".join(table.compute_dtypes)
@@ -155,7 +180,7 @@ def _to_fastertransformer(request: Request, opened: Checkpoint, dtype: np.dtype[
         "compute_dtype": compute_dtype,
     }
     files = fastertransformer.outputs(model, request.tensor_parallel, request.name)
-    return _with_note(model, table.caveat(model.config)), files, options
+    return Laid(_with_note(model, table.caveat(model.config)), files, options)
 
 
 def _to_huggingface(request: Request, opened: Checkpoint, dtype: np.dtype[Any]) -> Laid:
@@ -163,7 +188,7 @@ def _to_huggingface(request: Request, opened: Checkpoint, dtype: np.dtype[Any]) 
     if request.tokenizer:
         model = replace(model, companions=(*model.companions, huggingface.tokenizer(request.tokenizer)))
     options = {"tokenizer": request.tokenizer} if request.tokenizer else {}
-    return _with_note(model, model.family.huggingface.caveat(model.config)), huggingface.outputs(model), options
+    return Laid(_with_note(model, model.family.huggingface.caveat(model.config)), huggingface.outputs(model), options)
 
 
 def _to_t5x(request: Request, opened: Checkpoint, dtype: np.dtype[Any]) -> Laid:
@@ -172,15 +197,48 @@ def _to_t5x(request: Request, opened: Checkpoint, dtype: np.dtype[Any]) -> Laid:
     presets = [name for name, preset in model.family.presets.items() if preset.config.items() <= model.config.items()]
     note = f"T5X checkpoints state no tokens; read this one with --model {' or '.join(presets)}"
     none = "no --model stands for its activation and tokens: this version will not read it back"
-    return _with_note(model, note if presets else none), files, {"step": step}
+    return Laid(_with_note(model, note if presets else none), files, {"step": step})
+
+
+def _to_tensorrt_llm(request: Request, opened: Checkpoint, dtype: np.dtype[Any]) -> Laid:
+    version = tensorrt_llm.version(request.trtllm_version)
+    variant = Variant(
+        request.tensor_parallel,
+        request.pipeline_parallel,
+        embedding_sharding_dim=request.parallel_embedding,
+        use_implicit_relative_attention=request.implicit_relative_attention,
+        skip_cross_kv=request.skip_cross_kv,
+        skip_cross_qkv=request.skip_cross_kv and version < (0, 17),
+        quant_algo=tensorrt_llm.QUANT.get(request.quant),
+        old_names=version < (1, 0),
+    )
+    files = tensorrt_llm.outputs(opened, dtype, variant)
+    options = {
+        "tensor_parallel": request.tensor_parallel,
+        "pipeline_parallel": request.pipeline_parallel,
+        "trtllm_version": ".".join(map(str, version)),
+        "parallel_embedding": request.parallel_embedding,
+        "implicit_relative_attention": request.implicit_relative_attention,
+        "skip_cross_kv": request.skip_cross_kv,
+        "quant": request.quant,
+    }
+    table = tensorrt_llm.table(opened.family)
+    build = trtllm_build.commands(table, opened.config, variant, dtype)
+    given = {key: value for key, value in options.items() if value is not None and value is not False and value != ""}
+    return Laid(_with_note(opened, table.caveat(opened.config)), files, given, {"trtllm_build": build})
 
 
 def _with_note(model: Checkpoint, note: str) -> Checkpoint:
     return replace(model, notes=(*model.notes, note)) if note else model
 
 
-_TARGETS = {"ft": _to_fastertransformer, "hf": _to_huggingface, "jax": _to_t5x}
-_FORMAT_NAMES = {"ft": fastertransformer.NAME, "hf": huggingface.NAME, "jax": t5x.NAME}
+_TARGETS = {"ft": _to_fastertransformer, "trtllm": _to_tensorrt_llm, "hf": _to_huggingface, "jax": _to_t5x}
+_FORMAT_NAMES = {
+    "ft": fastertransformer.NAME,
+    "trtllm": tensorrt_llm.NAME,
+    "hf": huggingface.NAME,
+    "jax": t5x.NAME,
+}
 
 
 def _folder_name(source: str) -> str:

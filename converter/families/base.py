@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import sys
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple, TypeVar
@@ -30,12 +31,16 @@ class Layout:
     """How canonical tensors lie in one stored tensor, and back.
 
     `forward` takes the row's canonical tensors and gives the stored one; `inverse` takes the stored tensor and gives
-    the canonical ones in the same order. A layout without `forward` is only read; its rows state the stored shape.
+    the canonical ones in the same order. A layout without `forward` is only read; its rows state the stored shape. A
+    `redundant` one stores more than that (padding, heads repeated), which on reading is compared. An `arithmetic` one
+    computes with values: it is given the source's own, not those already cast to the type that is written.
     """
 
     name: str
     forward: Callable[[Sequence[LazyTensor]], LazyTensor] | None
     inverse: Callable[[LazyTensor], tuple[LazyTensor, ...]]
+    redundant: bool = False
+    arithmetic: bool = False
 
 
 COPY = Layout("copy", lambda tensors: tensors[0], lambda stored: (stored,))
@@ -92,7 +97,8 @@ class Row:
     A `derived` row is written, and on reading checked against the tensors it repeats, then dropped. A `lossy` one says
     why: what is read back is the nearest value, and writes the same bits again. With `across`, a config key, the one
     stored tensor holds the canonical ones of all layers, and `of` is expanded over them. `shape` is the stored shape in
-    words of the config, where the layout cannot give it.
+    words of the config, where the layout cannot give it. `stage`: the one of the pipeline that has it, every one if
+    there is none given; layers are divided among all.
     """
 
     name: str
@@ -105,26 +111,36 @@ class Row:
     across: str = ""
     shape: str = ""
     lossy: str = ""
+    stage: str = ""  # FIRST or LAST
 
 
-Section = Mapping[str, str]  # the texts of a section of a file: {"head_num": "16", ...}
+FIRST, LAST = "first", "last"
+
+Section = Mapping[str, Any]  # of a file: the texts of an INI file, {"head_num": "16", ...}, or the values of a JSON one
 
 
 @dataclass(frozen=True)
 class Field:
-    """A hyper-parameter as it stands in a file: `write` gives its text from the config, `read` the config from it.
+    """A hyper-parameter as it stands in a file: `write` gives its text (in JSON its value) from the config, `read` the
+    config from it.
 
-    The key is written `section.key`. `read` is given the text and the section that it stands in, and raises ValueError
-    (or KeyError: what else it takes is not there) where it cannot make sense of them. `absent` is the text that the
-    reader of the file takes where there is none; without one nothing is stated. A `narrow` field holds less than the
-    config: what is read back need only be written alike.
+    The key is written `section.key`; a file without sections has keys alone. `read` is given the text and the section
+    that it stands in, and raises ValueError (or KeyError: what else it takes is not there) where it cannot make sense
+    of them. `absent` is what the reader of the file takes where there is none; without one nothing is stated. A
+    `narrow` field holds less than the config: what is read back need only be written alike.
     """
 
     key: str
-    write: Callable[[Config], str]
-    read: Callable[[str, Section], Config]
-    absent: str = ""
+    write: Callable[[Config], Any]
+    read: Callable[[Any, Section], Config]
+    absent: Any = None
     narrow: bool = False
+
+    @property
+    def place(self) -> tuple[str, str]:
+        """(section, key), the section empty in a file that has none."""
+        section, _, key = self.key.rpartition(".")
+        return section, key
 
 
 def number(key: str, config: str) -> Field:
@@ -132,7 +148,7 @@ def number(key: str, config: str) -> Field:
     return Field(key, lambda values: str(values[config]), lambda text, _: {config: int(text)})
 
 
-def flag(key: str, config: str, absent: str = "") -> Field:
+def flag(key: str, config: str, absent: str | None = None) -> Field:
     """A boolean of the config, spelled True or False."""
     return Field(key, lambda values: str(bool(values[config])), lambda text, _: {config: boolean(text)}, absent)
 
@@ -146,7 +162,7 @@ def boolean(text: str) -> bool:
     raise ValueError(f"expected true, yes, on, 1 or false, no, off, 0, found {text!r}")
 
 
-def constant(key: str, text: str, absent: str = "") -> Field:
+def constant(key: str, text: str, absent: str | None = None) -> Field:
     """The same text for every model of the family; another one, whatever its case, is another kind of model."""
 
     def read(found: str, section: Section) -> Config:
@@ -155,6 +171,22 @@ def constant(key: str, text: str, absent: str = "") -> Field:
         return {}
 
     return Field(key, lambda values: text, read, absent)
+
+
+def value(key: str, config: str, absent: Any = None) -> Field:
+    """A value of the config under another name, in JSON."""
+    return Field(key, lambda values: values[config], lambda found, _: {config: found}, absent)
+
+
+def fixed(key: str, meant: Any) -> Field:
+    """The same JSON value for every model of the family; another one is another kind of model."""
+
+    def read(found: Any, section: Section) -> Config:
+        if found != meant or isinstance(found, bool) != isinstance(meant, bool):
+            raise ValueError(f"only {meant!r} is supported")
+        return {}
+
+    return Field(key, lambda values: meant, read)
 
 
 def _meant(text: str) -> str | bool:
@@ -258,6 +290,54 @@ class FasterTransformerTable:
 
 
 @dataclass(frozen=True)
+class Variant:
+    """What a TensorRT-LLM checkpoint depends on beside the model, named as in its config.json."""
+
+    tp_size: int = 1
+    pp_size: int = 1
+    embedding_sharding_dim: int | None = None  # None: every rank has the whole embedding
+    use_implicit_relative_attention: bool = False
+    skip_cross_kv: bool = False
+    quant_algo: str | None = None
+    old_names: bool = False  # of T5's tensors, before version 1.0
+    skip_cross_qkv: bool = False  # what skip_cross_kv was called until 0.17
+
+    @property
+    def use_parallel_embedding(self) -> bool:
+        return self.embedding_sharding_dim is not None
+
+
+@dataclass(frozen=True)
+class TensorRTLLMPart:
+    """One folder of a checkpoint: `encoder`, `decoder`, or the whole of a decoder alone, whose folder is the root.
+
+    Its fields have keys in the section of the folder's name.
+    """
+
+    folder: str
+    layers: str  # config key of its depth, which pipeline parallelism must divide
+    rows: Callable[[Config, Variant], Iterable[Row]]
+    fields: tuple[Field, ...]  # of config.json
+    variant: tuple[str, ...] = ()  # what else of the variant stands there
+
+
+@dataclass(frozen=True)
+class TensorRTLLMTable:
+    """How TensorRT-LLM stores the family: rank files, config.json, what parallelism must divide."""
+
+    parts: tuple[TensorRTLLMPart, ...]
+    divisible: tuple[str, ...]  # config keys that tensor parallelism must divide
+    build: tuple[str, ...] = ()  # options of trtllm-build that its attention needs
+    kv_heads: str = ""  # config key of key and value heads, where there may be fewer than ranks
+    positions: str = ""  # config key of the longest sequence that a decoder alone was made for
+    pipeline: bool = True  # whether TensorRT-LLM's own network of the family can be divided into stages
+    check: Callable[[Config], Sequence[Problem]] = lambda config: ()  # what TensorRT-LLM cannot express
+    caveat: Callable[[Config], str] = lambda config: ""  # where it computes only nearly the same
+    # the variant as it has to be for this model; raises OptionsError where it cannot be
+    adapt: Callable[[Config, Variant], Variant] = lambda config, variant: variant
+
+
+@dataclass(frozen=True)
 class Family:
     """Everything known about a model family, as tables."""
 
@@ -274,6 +354,7 @@ class Family:
     huggingface: HuggingFaceTable
     t5x: T5XTable | None = None
     fastertransformer: FasterTransformerTable | None = None
+    tensorrt_llm: TensorRTLLMTable | None = None
     sizes: tuple[str, ...] = ()  # config keys of sizes that no shape has
     equivalent: Equivalent | None = None  # as what it can be written in formats that it has no table for
 
@@ -288,7 +369,7 @@ class Family:
         return found
 
 
-Table = TypeVar("Table", T5XTable, FasterTransformerTable)
+Table = TypeVar("Table", T5XTable, FasterTransformerTable, TensorRTLLMTable)
 
 
 def table_of(family: Family, table: Table | None, target: str) -> Table:
@@ -401,7 +482,8 @@ def read_rows(family: Family, rows: Mapping[str, Row], config: Config, stored: T
     for name, row in rows.items():
         if not row.derived:
             canonical.update(zip(row.of, row.layout.inverse(stored[name]), strict=True))
-    derived = {name: Repeat(stored[name], _laid_out(row, canonical)) for name, row in rows.items() if row.derived}
+    repeats = (row for row in rows.values() if row.derived or row.layout.redundant)
+    derived = {row.name: Repeat(stored[row.name], _laid_out(row, canonical)) for row in repeats}
     return StoredModel({name: canonical[name] for name in specs}, derived)
 
 
@@ -462,19 +544,14 @@ def require_dims(family: Family, config: Config, stored: int, where: str) -> Non
         for word in sorted(set(family.flags) & config.keys())
         if not isinstance(config[word], bool)
     ]
-    vocabulary: Any = config.get("vocab_size")
-    problems += [
-        Problem(
-            word,
-            f"a token of the vocabulary, 0 to {int(vocabulary) - 1}",
-            repr(config[word]),
-            "the default of its kind of model, if the source does not state it: state it there"
-            if config[word] == family.defaults.get(word)
-            else "",
-        )
-        for word in family.token_ids
-        if _is_size(vocabulary) and not _are_tokens(config.get(word), int(vocabulary))
-    ]
+    if family.identity.get("is_encoder_decoder"):  # their decoder starts with one
+        problems += outside_vocabulary(family.token_ids, config, family.defaults)
+    else:
+        problems += [
+            Problem(word, "a token, several, or null", repr(config[word]))
+            for word in family.token_ids
+            if config.get(word) is not None and not _are_tokens(config[word], sys.maxsize)
+        ]
     problems += [
         Problem(word, "a positive number", repr(config[word]))
         for word in family.numbers
@@ -482,6 +559,23 @@ def require_dims(family: Family, config: Config, stored: int, where: str) -> Non
     ]
     if problems:
         raise SourceError(report(f"{where}: values of the config are missing or make no sense", problems, _MEND))
+
+
+def outside_vocabulary(words: Iterable[str], config: Config, defaults: Config) -> list[Problem]:
+    """Those of these config keys that name no token of the vocabulary."""
+    vocabulary: Any = config.get("vocab_size")
+    return [
+        Problem(
+            word,
+            f"a token of the vocabulary, 0 to {int(vocabulary) - 1}",
+            repr(config.get(word)),
+            "the default of its kind of model, if the source does not state it: state it there"
+            if config.get(word) == defaults.get(word)
+            else "",
+        )
+        for word in words
+        if _is_size(vocabulary) and not _are_tokens(config.get(word), int(vocabulary))
+    ]
 
 
 def _are_tokens(value: Any, vocabulary: int) -> bool:

@@ -12,7 +12,19 @@ from typing import Any
 
 from converter import ops
 from converter.errors import Problem
-from converter.families.base import COPY, TRANSPOSE, Config, Field, Ignored, Layout, Row, Section, Weight, number
+from converter.families.base import (
+    COPY,
+    TRANSPOSE,
+    Config,
+    Field,
+    Ignored,
+    Layout,
+    Row,
+    Section,
+    Weight,
+    number,
+    outside_vocabulary,
+)
 from converter.tensor import LazyTensor
 
 LAYER = "model.layers.{i}"  # FasterTransformer's names of a layer begin so
@@ -164,10 +176,19 @@ def check_shape(config: Config, hidden: str, heads: str) -> list[Problem]:
         for key in TOKEN_IDS
         if not isinstance(config[key], int)
     ]
-    if config[hidden] % config[heads]:
-        rule = "FasterTransformer's hidden size is head_num * size_per_head"
-        problems.append(Problem(hidden, f"a multiple of {heads} {config[heads]}", str(config[hidden]), rule))
-    return problems
+    return [*problems, *check_tokens(config), *check_heads(config, hidden, heads)]
+
+
+def check_tokens(config: Config) -> list[Problem]:
+    """The two ids must be tokens that there are."""
+    return outside_vocabulary([key for key in TOKEN_IDS if isinstance(config[key], int)], config, {})
+
+
+def check_heads(config: Config, hidden: str, heads: str) -> list[Problem]:
+    """The hidden size must be so many heads."""
+    if not config[hidden] % config[heads]:
+        return []
+    return [Problem(hidden, f"a multiple of {heads} {config[heads]}", str(config[hidden]), "a hidden size is heads of equal size")]
 
 
 def check_activation(config: Config, key: str) -> list[Problem]:

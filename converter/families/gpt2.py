@@ -10,8 +10,11 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Sequence
 
 from converter.errors import Problem
-from converter.families import gpt
+from converter.families import gpt, trtllm
 from converter.families.base import (
+    FIRST,
+    LAST,
+    TRANSPOSE,
     Config,
     Family,
     FasterTransformerTable,
@@ -19,9 +22,14 @@ from converter.families.base import (
     HuggingFaceTable,
     Preset,
     Row,
+    TensorRTLLMPart,
+    TensorRTLLMTable,
+    Variant,
     Weight,
     constant,
+    fixed,
     number,
+    value,
 )
 
 WTE, WPE, FINAL_NORM = "transformer.wte.weight", "transformer.wpe.weight", "transformer.ln_f"
@@ -95,6 +103,76 @@ def _ft_check(config: Config) -> Sequence[Problem]:
     ]
 
 
+# -------------------------------------------------------------------------------------------------------- TensorRT-LLM
+# Kernels are transposed to [out, in]. Source: NVIDIA/TensorRT-LLM, tensorrt_llm/models/gpt/convert.py, config.py.
+
+
+def _trt_rows(config: Config, variant: Variant) -> Iterator[Row]:
+    vocabulary = config["vocab_size"]
+    yield trtllm.embedding(trtllm.EMBEDDING, WTE, vocabulary, variant, stage=FIRST)
+    yield trtllm.embedding("transformer.position_embedding.weight", WPE, config["n_positions"], variant, stage=FIRST)
+    for stored, canonical in (("input_layernorm", "ln_1"), ("post_layernorm", "ln_2")):
+        yield from gpt.copies(f"{trtllm.LAYER}.{stored}", f"{LAYER}.{canonical}", each=EACH)
+    for kind in gpt.BOTH:
+        qkv = f"{trtllm.LAYER}.attention.qkv.{kind}"
+        yield Row(qkv, (f"{LAYER}.attn.c_attn.{kind}",), trtllm.thirds(variant), split=trtllm.ROWS, each=EACH)
+    for stored, canonical, split in (
+        ("attention.dense", "attn.c_proj", trtllm.COLUMNS),
+        ("mlp.fc", "mlp.c_fc", trtllm.ROWS),
+        ("mlp.proj", "mlp.c_proj", trtllm.COLUMNS),
+    ):
+        name, of = f"{trtllm.LAYER}.{stored}", f"{LAYER}.{canonical}"
+        yield Row(f"{name}.weight", (f"{of}.weight",), TRANSPOSE, split=split, each=EACH)
+        yield Row(f"{name}.bias", (f"{of}.bias",), split=split if split == trtllm.ROWS else None, each=EACH)
+    yield from gpt.copies(trtllm.FINAL_NORM, FINAL_NORM, stage=LAST)
+    yield trtllm.head("lm_head.weight", vocabulary, variant, when="untied", stage=LAST)
+    yield trtllm.head(WTE, vocabulary, variant, when="tied", stage=LAST)
+
+
+def _trt_fields() -> Iterator[Field]:
+    yield fixed("architecture", "GPT2LMHeadModel")
+    yield from trtllm.decoder_fields("n_embd", EACH, "n_head")
+    yield value("intermediate_size", "n_inner")
+    yield value("max_position_embeddings", "n_positions")
+    yield value("norm_epsilon", "layer_norm_epsilon")
+    yield value("hidden_act", "activation_function")
+    yield trtllm.repeats("num_key_value_heads", lambda config: config["n_head"])
+    yield trtllm.repeats("head_size", _head_size)
+    yield trtllm.repeats("rotary_embedding_dim", _head_size)
+    for key, meant in TRT_FIXED.items():
+        yield fixed(key, meant)
+
+
+# what TensorRT-LLM's GPT has for its other members
+TRT_FIXED = {
+    "position_embedding_type": "learned_absolute",
+    "gpt_variant": "gpt2",
+    "bias": True,
+    "q_scaling": 1,
+    "embedding_scale": None,
+    "apply_query_key_layer_scaling": False,
+    "rotary_pct": 1.0,
+    "rotary_base": 10000.0,
+    "rotary_scaling": None,
+    "qk_layernorm": False,
+    "inner_layernorm": False,
+    "norm_before_bmm1": False,
+}
+
+
+def _head_size(config: Config) -> int:
+    return int(config["n_embd"]) // int(config["n_head"])
+
+
+def _trt_check(config: Config) -> Sequence[Problem]:
+    attention = {"scale_attn_weights": True, "scale_attn_by_inverse_layer_idx": False}
+    return [
+        *gpt.check_heads(config, "n_embd", "n_head"),
+        *gpt.check_fixed(config, attention, "TensorRT-LLM scales attention by 1/sqrt(head_size) in every layer"),
+        *trtllm.check_activation(config, "activation_function"),
+    ]
+
+
 # -------------------------------------------------------------------------------------------------------- Hugging Face
 
 
@@ -152,5 +230,12 @@ FAMILY = Family(
         check=_ft_check,
         read_names=gpt.own_output_layer,
         typical={"activation_function": "gelu_new"},
+    ),
+    tensorrt_llm=TensorRTLLMTable(
+        parts=(TensorRTLLMPart("", EACH, _trt_rows, tuple(_trt_fields())),),
+        divisible=("n_head", "n_inner"),
+        positions="n_positions",
+        check=_trt_check,
+        caveat=trtllm.gelu("activation_function"),
     ),
 )

@@ -10,12 +10,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 from converter import ops
 from converter.errors import Problem
-from converter.families import gpt
+from converter.families import gpt, trtllm
 from converter.families.base import (
+    COPY,
+    FIRST,
+    LAST,
     TRANSPOSE,
     Config,
     Family,
@@ -26,10 +30,15 @@ from converter.families.base import (
     Preset,
     Row,
     Section,
+    TensorRTLLMPart,
+    TensorRTLLMTable,
+    Variant,
     Weight,
     boolean,
+    fixed,
     number,
     one_way,
+    value,
 )
 
 # transformers 5 calls the output layer lm_head in memory; the files of every version call it embed_out
@@ -164,6 +173,61 @@ def _ft_caveat(config: Config) -> str:
     )
 
 
+# -------------------------------------------------------------------------------------------------------- TensorRT-LLM
+# Its network is the one with the parallel residual, an inner size of 4 * hidden_size, biases and epsilon 1e-5, and
+# config.json has no word for another. Source: NVIDIA/TensorRT-LLM, tensorrt_llm/models/gptneox/model.py;
+# examples/gptneox/convert_checkpoint.py.
+
+
+def _trt_rows(config: Config, variant: Variant) -> Iterator[Row]:
+    vocabulary = config["vocab_size"]
+    yield trtllm.embedding(trtllm.EMBEDDING, EMBEDDING, vocabulary, variant, stage=FIRST)
+    for norm in ("input_layernorm", "post_attention_layernorm"):
+        yield from gpt.copies(f"{trtllm.LAYER}.{norm}", f"{LAYER}.{norm}", each=EACH)
+    qkv = trtllm.per_head(variant, config["num_attention_heads"])
+    for stored, canonical, layout, split in (
+        ("attention.qkv", "attention.query_key_value", qkv, trtllm.ROWS),
+        ("attention.dense", "attention.dense", COPY, trtllm.COLUMNS),
+        ("mlp.fc", "mlp.dense_h_to_4h", COPY, trtllm.ROWS),
+        ("mlp.proj", "mlp.dense_4h_to_h", COPY, trtllm.COLUMNS),
+    ):
+        name, of = f"{trtllm.LAYER}.{stored}", f"{LAYER}.{canonical}"
+        yield Row(f"{name}.weight", (f"{of}.weight",), layout, split=split, each=EACH)
+        yield Row(f"{name}.bias", (f"{of}.bias",), layout, split=split if split == trtllm.ROWS else None, each=EACH)
+    yield from gpt.copies(trtllm.FINAL_NORM, FINAL_NORM, stage=LAST)
+    yield trtllm.head(HEAD, vocabulary, variant, when="untied", stage=LAST)
+    yield trtllm.head(EMBEDDING, vocabulary, variant, when="tied", stage=LAST)
+
+
+def _trt_fields() -> Iterator[Field]:
+    yield fixed("architecture", "GPTNeoXForCausalLM")
+    for one in trtllm.decoder_fields("hidden_size", EACH, "num_attention_heads"):
+        yield one if one.key != "hidden_size" else replace(one, read=_read_hidden_size)
+    yield fixed("position_embedding_type", "rope_gpt_neox")
+    for key in ("max_position_embeddings", "rotary_emb_base", "rotary_pct", "hidden_act"):
+        yield value(key, key)
+
+
+def _read_hidden_size(found: Any, section: Section) -> Config:
+    """The inner size does not stand in the file."""
+    return {"hidden_size": found, "intermediate_size": 4 * found}
+
+
+def _trt_check(config: Config) -> Sequence[Problem]:
+    built_in = {"use_parallel_residual": True, "attention_bias": True, "layer_norm_eps": 1e-5}
+    built_in["intermediate_size"] = 4 * config["hidden_size"]
+    problems = [
+        *gpt.check_heads(config, "hidden_size", "num_attention_heads"),
+        *gpt.check_fixed(config, built_in, "TensorRT-LLM's GPT-NeoX has this value built in"),
+        *trtllm.check_activation(config, "hidden_act"),
+    ]
+    for key in ROPE:
+        if config.get(key):
+            rule = "TensorRT-LLM's GPT-NeoX takes no scaling of rotary positions"
+            problems.append(Problem(key, "the default", str(config[key]), rule))
+    return problems
+
+
 # -------------------------------------------------------------------------------------------------------- Hugging Face
 
 ROPE = ("rope_parameters", "rope_scaling")  # transformers 5, transformers 4
@@ -246,5 +310,13 @@ FAMILY = Family(
         compute_dtypes=("fp32", "fp16"),  # with bf16 it silently computes in fp32 (GptNeoXTritonModel.cc)
         check=_ft_check,
         caveat=_ft_caveat,
+    ),
+    tensorrt_llm=TensorRTLLMTable(
+        parts=(TensorRTLLMPart("", EACH, _trt_rows, tuple(_trt_fields())),),
+        divisible=("num_attention_heads", "intermediate_size", "vocab_size"),
+        positions="max_position_embeddings",
+        pipeline=False,
+        check=_trt_check,
+        caveat=trtllm.gelu("hidden_act"),
     ),
 )

@@ -98,6 +98,7 @@ FAMILY = Family(
         read_names=_read_names,
         write_gin=None,
     ),
+    tensorrt_llm=t5.tensorrt_llm(bias_in_every_layer=True),
     equivalent=Equivalent(
         t5.FAMILY.name,
         tuple(_repeats()),

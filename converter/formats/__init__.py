@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from converter import manifest
 from converter.checkpoint import Checkpoint
 from converter.errors import SourceError, SourceMissingError
-from converter.formats import fastertransformer, hub, huggingface, lora, t5x
+from converter.formats import fastertransformer, hub, huggingface, lora, t5x, tensorrt_llm
 from converter.storage import Storage, open_storage
 
 
@@ -29,13 +29,17 @@ def is_hub(path: str) -> bool:
     return path.startswith(hub.SCHEME)
 
 
-def _open_fastertransformer(weights: Storage, model: str | None, step: int | None) -> Checkpoint:
-    """With the config of the manifest, where there is one: config.ini does not hold all of it."""
-    root = manifest_folder(weights)
-    if root is None:
-        return fastertransformer.open(str(weights), None, model)
-    written = manifest.load(root)
-    return fastertransformer.open(str(weights), written["config"], model, str(written.get("family") or ""))
+def _with_manifest(open: Callable[..., Checkpoint]) -> Callable[[Storage, str | None, int | None], Checkpoint]:
+    """With the config of the manifest, where there is one: neither of the two formats holds all of it."""
+
+    def open_weights(weights: Storage, model: str | None, step: int | None) -> Checkpoint:
+        root = manifest_folder(weights)
+        if root is None:
+            return open(str(weights), None, model)
+        written = manifest.load(root)
+        return open(str(weights), written["config"], model, str(written.get("family") or ""))
+
+    return open_weights
 
 
 FORMATS = (
@@ -51,7 +55,14 @@ FORMATS = (
         fastertransformer.NAME,
         "FasterTransformer weights (`<tp>-gpu/config.ini`)",
         fastertransformer.recognises,
-        _open_fastertransformer,
+        _with_manifest(fastertransformer.open),
+    ),
+    Format(
+        "trtllm",
+        tensorrt_llm.NAME,
+        "a TensorRT-LLM checkpoint (`config.json` with rank0.safetensors)",
+        tensorrt_llm.recognises,
+        _with_manifest(tensorrt_llm.open),
     ),
     Format(
         "hf",
@@ -87,12 +98,13 @@ def open_any(path: str, model: str | None = None, step: int | None = None, only:
 
 
 def open_weights(weights: Storage) -> Checkpoint:
-    """FasterTransformer weights, with the config of their manifest where there is one.
+    """FasterTransformer weights or a TensorRT-LLM checkpoint, with the config of their manifest where there is one.
 
     Raises:
-        SourceError: damaged, or files, config.ini and manifest that contradict each other.
+        SourceError: damaged, or files, their config and manifest that contradict each other.
     """
-    return _open_fastertransformer(weights, None, None)
+    form = next(one for one in FORMATS if one.key in ("ft", "trtllm") and one.recognises(weights))
+    return form.open(weights, None, None)
 
 
 def locate(path: str) -> tuple[Storage, Format]:

@@ -11,31 +11,28 @@ from __future__ import annotations
 
 import configparser
 import hashlib
-import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from converter import ops
 from converter.checkpoint import Checkpoint, Source, agreed, as_equivalent, fold, preset_statement, with_defaults
-from converter.errors import OptionsError, Problem, SourceError, report
+from converter.errors import Problem, SourceError, report
 from converter.families import FAMILIES, family_named, preset_named
 from converter.families.base import (
     Config,
     Family,
     FasterTransformerTable,
-    Field,
-    Row,
-    Section,
     expand,
     read_rows,
     require_dims,
     table_of,
     write_rows,
 )
+from converter.formats import fields
+from converter.formats.parallel import check_divisible, lossy, parts
 from converter.formats.raw import raw
 from converter.plan import OutputFile, Segment
 from converter.storage import Storage, open_storage
@@ -98,31 +95,11 @@ def layout_of(family: Family) -> FasterTransformerTable:
     return table_of(family, family.fastertransformer, "FasterTransformer")
 
 
-def check_divisible(config: Config, keys: tuple[str, ...], parts: int, option: str) -> None:
-    """Every named size must be a multiple of `parts`.
-
-    Raises:
-        OptionsError: names those that are not.
-    """
-    problems = [
-        Problem(key, f"a multiple of {parts}", str(config[key]), f"{option} {parts} gives each rank an equal share")
-        for key in keys
-        if config[key] % parts
-    ]
-    if problems:
-        common = math.gcd(*(config[key] for key in keys))
-        fitting = ", ".join(str(size) for size in range(1, common + 1) if common % size == 0)
-        raise OptionsError(report(f"{option} {parts} cannot divide this model", problems, f"These can: {fitting}."))
-
-
 def _parts(name: str, spec: TensorSpec, split: int | None, ranks: int) -> dict[str, Box]:
     """File name -> box. [a, b] split on axis -1 by 2 -> {name.0.bin: [:, :b/2], name.1.bin: [:, b/2:]}."""
-    full = Box.full(spec.shape)
     if split is None:
-        return {f"{name}.bin": full}
-    axis = split % len(spec.shape)
-    share = spec.shape[axis] // ranks
-    return {f"{name}.{rank}.bin": full.along(axis, rank * share, (rank + 1) * share) for rank in range(ranks)}
+        return {f"{name}.bin": Box.full(spec.shape)}
+    return {f"{name}.{rank}.bin": box for rank, box in enumerate(parts(spec.shape, split, ranks))}
 
 
 def _ini(family: Family, config: Config, dtype: np.dtype[Any], name: str) -> bytes:
@@ -130,7 +107,7 @@ def _ini(family: Family, config: Config, dtype: np.dtype[Any], name: str) -> byt
     sections: dict[str, dict[str, str]] = {}
     table = layout_of(family)
     for one in table.fields:
-        section, key = one.key.split(".")
+        section, key = one.place
         sections.setdefault(section, {})[key] = one.write(config)
     for section in table.sections:
         sections[section] = {table.name_key: name, **sections[section], "weight_data_type": short_name(dtype)}
@@ -170,14 +147,11 @@ def open(uri: str, config: Config | None = None, model: str | None = None, famil
     table = layout_of(family)
     dtype = _weight_dtype(family, ini, storage)
     files = storage.files()
-    fields = _read_fields(family, ini)
-    if fields.problems:
-        raise SourceError(report(f"{storage}/{INI}: values that cannot be read", fields.problems))
-    if config is not None:
-        statements = [(f"{key} of {INI}", values) for key, values in fields.contradicting(config).items()]
-        statements.append(("manifest.json", config))
-    else:
-        statements = [(f"{key} of {INI}", values) for key, values in fields.values.items()]
+    stated = _read_fields(family, ini)
+    if stated.problems:
+        raise SourceError(report(f"{storage}/{INI}: values that cannot be read", stated.problems))
+    statements = stated.statements(config)
+    if config is None:
         statements.append(("which files there are", table.read_names(files.keys())))
     if model is not None:
         meant = preset_named(model)[0]
@@ -196,14 +170,14 @@ def open(uri: str, config: Config | None = None, model: str | None = None, famil
     wanted = {INI}
     for name, tensor in write_rows(rows, {name: placeholder(spec, name) for name, spec in specs.items()}).items():
         split = rows[name].split
-        parts = {}
+        shards = {}
         for file, box in _parts(name, tensor.spec, split, tensor_parallel).items():
             wanted.add(file)
-            parts[file] = spec = TensorSpec(box.shape, dtype)
+            shards[file] = spec = TensorSpec(box.shape, dtype)
             if files.get(file) != spec.nbytes:
                 got = f"{files[file]} bytes" if file in files else "no such file"
                 problems.append(Problem(file, f"{spec.nbytes} bytes: {spec}", got, source=str(storage)))
-        leaves = [raw(storage, file, spec) for file, spec in parts.items()]
+        leaves = [raw(storage, file, spec) for file, spec in shards.items()]
         stored[name] = ops.concat(leaves, split or 0)
     problems += [Problem(name, "no such file", f"{files[name]} bytes") for name in sorted(files.keys() - wanted)]
     if problems:
@@ -212,18 +186,9 @@ def open(uri: str, config: Config | None = None, model: str | None = None, famil
     digest = hashlib.sha256(text + repr(sorted(files.items())).encode()).hexdigest()
     source = Source(uri, NAME, None, digest)
     description = f"FasterTransformer weights, tensor parallel {tensor_parallel}"
-    assumed += () if config is not None else tuple(sorted(fields.absent))
-    notes += [f"{why} ({names})" for why, names in _lossy(rows).items()]
+    assumed += () if config is not None else tuple(sorted(stated.absent))
+    notes += lossy(rows)
     return Checkpoint(family, values, opened.tensors, source, description, opened.derived, assumed, notes=tuple(notes))
-
-
-def _lossy(rows: Mapping[str, Row]) -> dict[str, str]:
-    """Why a tensor is read back as the nearest value -> the first of those, and how many there are."""
-    reasons: dict[str, list[str]] = {}
-    for name, row in rows.items():
-        if row.lossy:
-            reasons.setdefault(row.lossy, []).append(name)
-    return {why: names[0] + (f" and {len(names) - 1} more" * (len(names) > 1)) for why, names in reasons.items()}
 
 
 def _family(ini: configparser.ConfigParser, storage: Storage, known: str) -> tuple[Family, list[str]]:
@@ -249,7 +214,7 @@ def _family(ini: configparser.ConfigParser, storage: Storage, known: str) -> tup
     read = {family.name: _read_fields(family, ini) for family in fitting}
     readable = [family for family in fitting if not read[family.name].problems]
     if not readable:
-        problems = [problem for fields in read.values() for problem in fields.problems]
+        problems = [problem for found in read.values() for problem in found.problems]
         raise SourceError(report(f"{storage}/{INI}: fits none of {', '.join(read)}", problems))
     usual = [one for one in readable if layout_of(one).typical.items() <= read[one.name].merged.items()]
     family = (usual or readable)[0]
@@ -268,51 +233,8 @@ def _weight_dtype(family: Family, ini: configparser.ConfigParser, storage: Stora
     return dtype_named(found.pop())
 
 
-@dataclass(frozen=True)
-class _Fields:
-    """What config.ini says.
-
-    Attributes:
-        values: field's key -> what it says about the config.
-        absent: config keys of fields that are not there, for which the C++ has a value of its own.
-        sections: the file.
-    """
-
-    family: Family
-    sections: Mapping[str, Section]
-    values: dict[str, Config] = field(default_factory=dict)
-    absent: set[str] = field(default_factory=set)
-    problems: list[Problem] = field(default_factory=list)
-
-    @property
-    def merged(self) -> dict[str, Any]:
-        return {key: value for values in self.values.values() for key, value in values.items()}
-
-    def contradicting(self, config: Config) -> dict[str, Config]:
-        """Without what would be written alike for this config, of fields that hold less than it does."""
-        fields = {one.key: one for one in layout_of(self.family).fields}
-        return {key: values for key, values in self.values.items() if not self._repeats(fields[key], config, values)}
-
-    def _repeats(self, one: Field, config: Config, values: Config) -> bool:
-        try:
-            return one.narrow and one.read(one.write(config), self.sections[one.key.split(".")[0]]) == values
-        except (ValueError, KeyError, TypeError, ArithmeticError):  # a damaged manifest
-            return False
-
-
-def _read_fields(family: Family, ini: configparser.ConfigParser) -> _Fields:
-    found = _Fields(family, {name: dict(ini[name]) for name in ini.sections()})
-    for one in layout_of(family).fields:
-        section, key = one.key.split(".")
-        stated = found.sections.get(section, {}).get(key.lower())
-        text = (one.absent or None) if stated is None else stated
-        try:
-            found.values[one.key] = {} if text is None else one.read(text, found.sections.get(section, {}))
-        except (ValueError, KeyError) as error:
-            found.problems.append(Problem(one.key, got=repr(text), rule=str(error), source=INI))
-        if stated is None:
-            found.absent.update(found.values.get(one.key, {}))
-    return found
+def _read_fields(family: Family, ini: configparser.ConfigParser) -> fields.Fields:
+    return fields.read(INI, layout_of(family).fields, {name: dict(ini[name]) for name in ini.sections()})
 
 
 def ranks(files: Mapping[str, int], storage: Storage) -> int:

@@ -169,7 +169,7 @@ REFUSED: dict[str, tuple[Callable[[], tiny.Model], int, str]] = {
     "scaling by layer": (lambda: tiny.gpt2(scale_attn_by_inverse_layer_idx=True), 65, "1/sqrt(head_dim)"),
     "several ends": (lambda: tiny.gpt2(eos_token_id=[1, 2]), 65, "one end_id"),
     "cross-attention": (lambda: tiny.gpt2(add_cross_attention=True), 65, "add_cross_attention"),
-    "odd heads": (lambda: tiny.gpt2(n_head=3), 65, "head_num * size_per_head"),
+    "odd heads": (lambda: tiny.gpt2(n_head=3), 65, "a multiple of n_head 3"),
     "bloom's other residual": (
         lambda: tiny.bloom(apply_residual_connection_post_layernorm=True),
         65,

@@ -1,0 +1,55 @@
+"""The `trtllm-build` commands that make engines of a checkpoint, on the GPU that they will run on.
+
+Options: NVIDIA/TensorRT-LLM, tensorrt_llm/commands/build.py, plugin/plugin.py; what encoder-decoders need:
+examples/models/core/enc_dec/README.md.
+"""
+
+from __future__ import annotations
+
+import shlex
+from typing import Any
+
+import numpy as np
+
+from converter.families.base import Config, TensorRTLLMPart, TensorRTLLMTable, Variant
+
+# What one command has to settle for; an engine takes no longer request than it was built for, and memory for its
+# longest. They are for whoever runs the command to change.
+MAX_BATCH_SIZE = 8
+MAX_INPUT = 1024  # tokens
+MAX_OUTPUT = 256  # tokens
+ENGINES = "../engines"  # beside the checkpoint: what is in it is listed in its manifest
+
+
+def commands(rules: TensorRTLLMTable, config: Config, variant: Variant, dtype: np.dtype[Any]) -> list[str]:
+    """One for each folder, to be run in the folder of manifest.json; the encoder's first."""
+    return [shlex.join(_command(rules, part, config, variant, dtype)) for part in rules.parts]
+
+
+def _command(
+    rules: TensorRTLLMTable, part: TensorRTLLMPart, config: Config, variant: Variant, dtype: np.dtype[Any]
+) -> list[str]:
+    world = variant.tp_size * variant.pp_size
+    return [
+        *("trtllm-build", "--checkpoint_dir", part.folder or "."),
+        *("--output_dir", f"{ENGINES}/{part.folder}".rstrip("/")),
+        *("--max_batch_size", str(MAX_BATCH_SIZE), "--max_beam_width", "1"),
+        *_lengths(rules, part, config),
+        *("--gemm_plugin", "disable" if variant.quant_algo else dtype.name),
+        *("--gpt_attention_plugin", dtype.name, "--remove_input_padding", "enable"),
+        *(("--bert_attention_plugin", dtype.name, "--moe_plugin", "disable") if part.folder else ()),
+        *rules.build,
+        *(("--workers", str(world)) if world > 1 else ()),
+    ]
+
+
+def _lengths(rules: TensorRTLLMTable, part: TensorRTLLMPart, config: Config) -> list[str]:
+    """An encoder has no cache. A decoder behind one begins with its start token alone."""
+    if part.folder == "encoder":
+        return ["--max_input_len", str(MAX_INPUT), "--max_seq_len", str(MAX_INPUT), "--kv_cache_type", "disabled"]
+    if part.folder == "decoder":
+        lengths = ("--max_seq_len", str(MAX_OUTPUT + 1), "--max_encoder_input_len", str(MAX_INPUT))
+        return ["--max_input_len", "1", *lengths, "--kv_cache_type", "paged"]
+    most = int(config[rules.positions]) if rules.positions else MAX_INPUT + MAX_OUTPUT
+    most = min(most, MAX_INPUT + MAX_OUTPUT)
+    return ["--max_input_len", str(max(1, most - MAX_OUTPUT)), "--max_seq_len", str(most), "--kv_cache_type", "paged"]
