@@ -188,7 +188,8 @@ def check_heads(config: Config, hidden: str, heads: str) -> list[Problem]:
     """The hidden size must be so many heads."""
     if not config[hidden] % config[heads]:
         return []
-    return [Problem(hidden, f"a multiple of {heads} {config[heads]}", str(config[hidden]), "a hidden size is heads of equal size")]
+    rule = "a hidden size is heads of equal size"
+    return [Problem(hidden, f"a multiple of {heads} {config[heads]}", str(config[hidden]), rule)]
 
 
 def check_activation(config: Config, key: str) -> list[Problem]:

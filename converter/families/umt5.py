@@ -1,4 +1,4 @@
-"""umT5: T5 with a relative-attention table in every layer. Everything else is t5.py's.
+"""umT5: T5 with a relative-attention table in every layer. Everything else is T5's.
 
 T5X trains it with scalable_t5, which stacks the layers of a side in one array each, the layer axis second, and keeps
 heads and head_dim apart. Sources: google-research/t5x (examples/scalable_t5/network.py), transformers
@@ -13,6 +13,7 @@ from typing import Any
 
 from converter.families import t5
 from converter.families.base import COPY, TRANSPOSE, Config, Equivalent, Family, Row, T5XTable, scanned
+from converter.families.t5 import huggingface, names, t5x, tensorrt_llm
 
 # what one layer of a stacked array is, after the layer axis is gone
 VECTOR = scanned("layers of vectors", transposed=False)  # [d, n]
@@ -23,24 +24,24 @@ HEADS_IN = scanned("layers of transposes, heads apart", heads=0)  # [heads, n, h
 
 def _t5x_rows() -> Iterator[Row]:
     yield Row("token_embedder.embedding", ("shared.weight",))
-    for side, depth in t5.DEPTH.items():
+    for side, depth in names.DEPTH.items():
 
         def row(name: str, canonical: str, shape: str, depth: str = depth, side: str = side, **more: Any) -> Row:
             return Row(
                 f"{side}.{side}.{name}", (canonical,), across=depth, shape=shape.replace("layers", depth), **more
             )
 
-        bias = t5.LAYERS_BIAS.format(side=side)
+        bias = names.LAYERS_BIAS.format(side=side)
         yield row("relpos_bias.rel_embedding", bias, "num_heads layers relative_attention_num_buckets", layout=KERNEL)
-        for place, attention, name, norm in t5.ATTENTION[side]:
+        for place, attention, name, norm in names.ATTENTION[side]:
             layer = f"{side}.block.{{i}}.layer.{place}"
-            for q, query in t5.PROJECTIONS:
+            for q, query in names.PROJECTIONS:
                 canonical = f"{layer}.{attention}.{q}.weight"
                 yield row(f"{name}.{query}.kernel", canonical, "d_model layers num_heads d_kv", layout=HEADS_OUT)
             out = f"{layer}.{attention}.o.weight"
             yield row(f"{name}.out.kernel", out, "num_heads layers d_kv d_model", layout=HEADS_IN)
             yield row(f"{norm}.scale", f"{layer}.layer_norm.weight", "d_model layers", layout=VECTOR)
-        layer = t5.feed_forward(side)
+        layer = names.feed_forward(side)
         for name, shape, when in (
             ("wi", "d_model layers d_ff", "plain"),
             ("wi_0", "d_model layers d_ff", "gated"),
@@ -53,11 +54,11 @@ def _t5x_rows() -> Iterator[Row]:
     yield Row("decoder.logits_dense.kernel", ("lm_head.weight",), TRANSPOSE, when="untied")
 
 
-def _read_names(names: Collection[str]) -> Config:
+def _read_names(arrays: Collection[str]) -> Config:
     """What the presence of arrays states."""
-    stated: dict[str, Any] = {"tie_word_embeddings": "decoder.logits_dense.kernel" not in names}
+    stated: dict[str, Any] = {"tie_word_embeddings": "decoder.logits_dense.kernel" not in arrays}
     for name, gated in (("wi_0", True), ("wi", False)):
-        if f"encoder.encoder.mlp.{name}.kernel" in names:
+        if f"encoder.encoder.mlp.{name}.kernel" in arrays:
             stated["is_gated_act"] = gated
     return stated
 
@@ -73,8 +74,8 @@ def _caveat(config: Config) -> str:
 
 
 def _repeats() -> Iterator[Row]:
-    for side, depth in t5.DEPTH.items():
-        yield Row(t5.LAYERS_BIAS.format(side=side), (t5.BIAS.format(side=side),), COPY, each=depth)
+    for side, depth in names.DEPTH.items():
+        yield Row(names.LAYERS_BIAS.format(side=side), (names.BIAS.format(side=side),), COPY, each=depth)
 
 
 IDENTITY = {"architectures": ["UMT5ForConditionalGeneration"], "model_type": "umt5", "is_encoder_decoder": True}
@@ -85,20 +86,20 @@ FAMILY = Family(
     identity=IDENTITY,
     defaults=t5.DEFAULTS,
     flags=t5.FAMILY.flags,
-    token_ids=t5.TOKEN_IDS,
+    token_ids=names.TOKEN_IDS,
     numbers=t5.NUMBERS,
     features=t5.features,
-    weights=tuple(t5.weights(bias_in_every_layer=True)),
-    huggingface=replace(t5.HUGGING_FACE, model_types=("umt5",), caveat=_caveat),
+    weights=tuple(names.weights(bias_in_every_layer=True)),
+    huggingface=replace(huggingface.TABLE, model_types=("umt5",), caveat=_caveat),
     t5x=T5XTable(
         marker="encoder.encoder.pre_mlp_layer_norm.scale",
         rows=tuple(_t5x_rows()),
-        gin=t5.GIN,
-        read_gin=t5.read_gin,
+        gin=t5x.GIN,
+        read_gin=t5x.read_gin,
         read_names=_read_names,
         write_gin=None,
     ),
-    tensorrt_llm=t5.tensorrt_llm(bias_in_every_layer=True),
+    tensorrt_llm=tensorrt_llm.table(bias_in_every_layer=True),
     equivalent=Equivalent(
         t5.FAMILY.name,
         tuple(_repeats()),
