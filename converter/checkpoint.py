@@ -11,7 +11,8 @@ import numpy as np
 from converter import ops
 from converter.errors import Problem, SourceError, report
 from converter.families import family_named, preset_named
-from converter.families.base import Config, Family, Folded, Repeat, Tensors, expand, write_rows
+from converter.families.base import Config, Family, Folded, Tensors
+from converter.families.rows import Repeat, expand, write_rows
 from converter.plan import BAND_BYTES, bands
 from converter.storage import Storage
 from converter.tensor import widest

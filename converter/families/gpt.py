@@ -12,19 +12,8 @@ from typing import Any
 
 from converter import ops
 from converter.errors import Problem
-from converter.families.base import (
-    COPY,
-    TRANSPOSE,
-    Config,
-    Field,
-    Ignored,
-    Layout,
-    Row,
-    Section,
-    Weight,
-    number,
-    outside_vocabulary,
-)
+from converter.families.base import COPY, TRANSPOSE, Config, Field, Ignored, Layout, Row, Section, Weight, number
+from converter.families.rows import outside_vocabulary
 from converter.tensor import LazyTensor
 
 LAYER = "model.layers.{i}"  # FasterTransformer's names of a layer begin so

@@ -21,16 +21,8 @@ from converter import ops
 from converter.checkpoint import Checkpoint, Source, agreed, as_equivalent, fold, preset_statement, with_defaults
 from converter.errors import Problem, SourceError, report
 from converter.families import FAMILIES, family_named, preset_named
-from converter.families.base import (
-    Config,
-    Family,
-    FasterTransformerTable,
-    expand,
-    read_rows,
-    require_dims,
-    table_of,
-    write_rows,
-)
+from converter.families.base import Config, Family, FasterTransformerTable, table_of
+from converter.families.rows import expand, read_rows, require_dims, write_rows
 from converter.formats import fields
 from converter.formats.parallel import check_divisible, lossy, parts
 from converter.formats.raw import raw

@@ -21,7 +21,8 @@ from typing import Any
 from converter.checkpoint import Checkpoint, Companions, Source, agreed, preset_statement, with_defaults
 from converter.errors import Problem, SourceError, SourceMissingError, report
 from converter.families import FAMILIES, preset_named
-from converter.families.base import Config, Family, Repeat, Row, Weight, expand, read_rows, require_dims
+from converter.families.base import Config, Family, Row, Weight
+from converter.families.rows import Repeat, expand, read_rows, require_dims
 from converter.formats import lora, safetensors, shards
 from converter.formats.outside import load_json
 from converter.plan import OutputFile, Segment

@@ -21,16 +21,8 @@ from dataclasses import replace
 from converter.checkpoint import Checkpoint, Source, Statement, agreed, with_defaults
 from converter.errors import LISTED_PROBLEMS, SourceError, SourceMissingError, UsageError, report
 from converter.families import FAMILIES, preset_named
-from converter.families.base import (
-    Family,
-    Preset,
-    T5XTable,
-    expand,
-    infer_dims,
-    read_rows,
-    require_dims,
-    table_of,
-)
+from converter.families.base import Family, Preset, T5XTable, table_of
+from converter.families.rows import expand, infer_dims, read_rows, require_dims
 from converter.formats import gin, orbax, t5x_index, zarr
 from converter.storage import Storage, open_storage
 from converter.tensor import LazyTensor

@@ -20,7 +20,8 @@ import numpy as np
 
 from converter.checkpoint import Checkpoint, with_defaults
 from converter.errors import Problem, SourceError, report
-from converter.families.base import T5XTable, expand, table_of, write_rows
+from converter.families.base import T5XTable, table_of
+from converter.families.rows import expand, write_rows
 from converter.formats import gin, t5x, t5x_index
 from converter.plan import OutputFile, Segment
 from converter.tensor import LazyTensor

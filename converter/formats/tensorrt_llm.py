@@ -31,18 +31,14 @@ from converter.families.base import (
     LAST,
     Config,
     Family,
-    Repeat,
     Row,
     TensorRTLLMPart,
     TensorRTLLMTable,
     Tensors,
     Variant,
-    expand,
-    read_rows,
-    require_dims,
     table_of,
-    write_rows,
 )
+from converter.families.rows import Repeat, expand, read_rows, require_dims, write_rows
 from converter.families.trtllm import EMBEDDING
 from converter.formats import fields, safetensors
 from converter.formats.outside import load_json
