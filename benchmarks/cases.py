@@ -54,6 +54,8 @@ CASES = {
     "bf16": Case("bf16", "jax-to-ft"),
     "hf": Case("hf", "hf-to-ft"),
     "hf-tp": Case("hf", "hf-to-ft", ranks=True),
+    "trtllm": Case("hf", "hf-to-trtllm"),
+    "trtllm-tp": Case("hf", "hf-to-trtllm", ranks=True),
 }
 MEMORY_CASES = {
     "T5X gzip to FT, tensor parallel": CASES["gzip-tp"],

@@ -17,6 +17,8 @@ TITLES = {
     "bf16": "T5X, bf16",
     "hf": "Hugging Face",
     "hf-tp": "Hugging Face, tp={ranks}",
+    "trtllm": "Hugging Face to TensorRT-LLM",
+    "trtllm-tp": "Hugging Face to TensorRT-LLM, tp={ranks}",
     "floor": "*floor: read and write as much*",
     "zlib": "*zlib alone, all cores*",
     "peers": "*the peers' way*",

@@ -1,6 +1,7 @@
 """Runs a plan: every group read once, every file written front to back, within a byte budget.
 
     worker: group -> [sources kept in memory]? -> bundle: hold bytes -> band: read, append to each file
+                                                    (more threads than groups: the next bands are read meanwhile)
 
 A worker thread takes a whole group. `ByteBudget` bounds the bytes that all of them have in flight; a worker asks for
 everything it will need at once, so that two workers can never wait for each other: kept sources, the largest band, and
@@ -12,10 +13,13 @@ from __future__ import annotations
 
 import ctypes
 import threading
+from collections import deque
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -62,9 +66,26 @@ class Limits:
         """
         return min(most, max(self.budget - held, self.budget // 4) // max(1, len(files)))
 
+    def work(self, plan: Plan) -> list[Group]:
+        """The groups, the largest first: a small one at the end keeps no thread waiting for long.
+
+        Bundles that share sources only share them if those fit into memory; otherwise each is a group of its own.
+        """
+        groups = [
+            part
+            for group in plan.groups
+            if group.leaves
+            for part in ([group] if group.resident(self.budget) else map(Group, zip(group.bundles, strict=True)))
+        ]
+        return sorted(groups, key=lambda group: -group.source_nbytes)
+
+    def lanes(self, groups: int, nbytes: int) -> int:
+        """How many bands of `nbytes` one of so many groups has in flight, where there are more threads than groups."""
+        return max(1, min(self.jobs // max(1, groups), self.budget // max(1, nbytes)))
+
     def read_nbytes(self, plan: Plan) -> int:
         """Bytes that will be read from the source, decompressed."""
-        return sum(group.read_nbytes(self.budget, self.band(group)) for group in plan.groups)
+        return sum(group.read_nbytes(self.budget, self.band(group)) for group in self.work(plan))
 
     @classmethod
     def of(cls, plan: Plan, budget: int, jobs: int) -> Limits:
@@ -135,9 +156,8 @@ def run(
         IncompleteError: the disk filled up, or another error of the system.
     """
     _spare_memory(limits.budget)
-    work = _Run(storage, limits, ByteBudget(limits.budget), frozenset(done), finished, progress)
-    # The largest first: a small one at the end keeps no thread waiting for long.
-    groups = sorted((group for group in plan.groups if group.leaves), key=lambda group: -group.source_nbytes)
+    groups = limits.work(plan)
+    work = _Run(storage, limits, len(groups), ByteBudget(limits.budget), frozenset(done), finished, progress)
     with ThreadPoolExecutor(limits.jobs, thread_name_prefix="ftconvert") as pool:
         try:
             futures = [pool.submit(work.write_group, group) for group in groups]
@@ -180,6 +200,7 @@ class _Run:
 
     storage: Target
     limits: Limits
+    groups: int
     budget: ByteBudget
     done: frozenset[str]
     finished: Finished
@@ -198,8 +219,9 @@ class _Run:
             for bundle in bundles:
                 held = max((self.limits.run_nbytes(run, band) for run in bundle.runs), default=0)
                 kept = self.limits.kept(bundle.files, self.storage.kept, held)
-                with self.budget.hold(held + _kept(bundle, kept)):
-                    self.write_bundle(bundle, band, {}, kept)
+                lanes = self.limits.lanes(self.groups, held + _kept(bundle, kept))
+                with self.budget.hold(lanes * held + _kept(bundle, kept)):
+                    self.write_bundle(bundle, band, {}, kept, lanes)
             return
         held = group.source_nbytes + band
         kept = min(self.limits.kept(bundle.files, self.storage.kept, held) for bundle in bundles)
@@ -208,26 +230,29 @@ class _Run:
             for bundle in bundles:
                 self.write_bundle(bundle, band, sources, kept)
 
-    def write_bundle(self, bundle: Bundle, band: int, sources: Mapping[LazyTensor, LazyTensor], kept: int) -> None:
-        """All files of a bundle in lockstep, a band of at most `band` bytes at a time, over sources in memory."""
+    def write_bundle(
+        self, bundle: Bundle, band: int, sources: Mapping[LazyTensor, LazyTensor], kept: int, lanes: int = 1
+    ) -> None:
+        """All files of a bundle in lockstep, in bands of at most `band` bytes, over sources in memory."""
         with _Files(self, bundle.files, kept) as files:
-            for run in bundle.runs:
-                if sources or not run.resident(self.limits.budget):
-                    self._write_run(run, band, sources, files)
-                    continue
+            _in_order(self._bands(bundle, band, sources, files), partial(_parts, files.wanted), files.extend, lanes)
+
+    def _bands(
+        self, bundle: Bundle, band: int, sources: Mapping[LazyTensor, LazyTensor], files: _Files
+    ) -> Iterator[tuple[int, LazyTensor, Box]]:
+        """Number of the tensor, the tensor over what is kept of its sources, and what of it to write, in order."""
+        for run in bundle.runs:
+            own, room = sources, band
+            if not sources and run.resident(self.limits.budget):
                 room = self.limits.run_nbytes(run, band) - nbytes_of(run.leaves)
                 own = {leaf: in_memory(leaf.read(), leaf.origin) for leaf in run.leaves}
-                self._write_run(run, room, own, files)
-                del own
-
-    def _write_run(self, run: Run, band: int, sources: Mapping[LazyTensor, LazyTensor], files: _Files) -> None:
-        for number, tensor in enumerate(run.tensors, run.first):
-            lazy = tensor.over(sources)
-            for box in bands(tensor, band):
-                if not any(file.segments[number].box.intersection(box).size for file in files.wanted):
-                    continue  # nobody who is not done needs it
-                self.budget.check()
-                self.advance(_append(lazy, box, number, files))
+            for number, tensor in enumerate(run.tensors, run.first):
+                lazy = tensor.over(own)
+                for box in bands(tensor, room):
+                    if any(file.segments[number].box.intersection(box).size for file in files.wanted):
+                        self.budget.check()
+                        yield number, lazy, box
+            del own, lazy
 
     def advance(self, nbytes: int) -> None:
         """Tell what was written."""
@@ -260,6 +285,12 @@ class _Files:
         for writer in self._open.values():
             writer.abort()
 
+    def extend(self, parts: Sequence[tuple[OutputFile, memoryview]]) -> None:
+        """The next bytes of several files."""
+        for file, data in parts:
+            self.append(file, data)
+        self._run.advance(sum(data.nbytes for _, data in parts))
+
     def append(self, file: OutputFile, data: bytes | memoryview) -> None:
         """The next bytes of a file."""
         writer = self._open.get(file.path)
@@ -280,20 +311,42 @@ def _kept(bundle: Bundle, most: int) -> int:
     return sum(min(most, file.nbytes) for file in bundle.files)
 
 
-def _append(tensor: LazyTensor, box: Box, number: int, files: _Files) -> int:
-    """Read one band of the tensor with this number and append each file's part of it; returns the bytes written.
-
-    A function of its own, so that no variable keeps the band alive while the next one is read.
-    """
+def _parts(
+    files: Sequence[OutputFile], number: int, tensor: LazyTensor, box: Box
+) -> list[tuple[OutputFile, memoryview]]:
+    """One band of the tensor with this number, read: each file's part of it."""
     array = tensor.read(box)
-    written = 0
-    for file in files.wanted:
-        part = file.segments[number].box.intersection(box)
-        if part.size:
-            data = as_bytes(array[part.within(box).slices])
-            files.append(file, data)
-            written += data.nbytes
-    return written
+    boxes = {file.path: file.segments[number].box.intersection(box) for file in files}
+    data = {part: as_bytes(array[part.within(box).slices]) for part in set(boxes.values()) if part.size}
+    return [(file, data[boxes[file.path]]) for file in files if boxes[file.path] in data]
+
+
+Made = TypeVar("Made")
+
+
+def _in_order(
+    items: Iterator[tuple[Any, ...]], make: Callable[..., Made], use: Callable[[Made], None], lanes: int
+) -> None:
+    """`use(make(*item))` for every item in order, at most `lanes` of what is made alive at a time.
+
+    With more than one the next ones are made by other threads meanwhile. No variable here holds on to one.
+    """
+    if lanes == 1:
+        for item in items:
+            use(make(*item))
+        return
+    with ThreadPoolExecutor(lanes - 1, thread_name_prefix="ftconvert-ahead") as pool:
+        ahead: deque[Future[Made]] = deque()
+        try:
+            for item in items:
+                ahead.append(pool.submit(make, *item))
+                if len(ahead) == lanes:
+                    use(ahead.popleft().result())
+            while ahead:
+                use(ahead.popleft().result())
+        finally:
+            for future in ahead:
+                future.cancel()
 
 
 def as_bytes(array: Array) -> memoryview:

@@ -22,6 +22,9 @@ from converter.tensor import Box, LazyTensor
 BAND_BYTES = 32 << 20
 
 
+SHARED = 4  # sources are kept for several bundles where more than one byte in so many is shared
+
+
 @dataclass(frozen=True)
 class Segment:
     """A box of a tensor, written in C order."""
@@ -152,9 +155,17 @@ class Group:
         """Bytes in flight for the thinnest bands that make storage read nothing twice."""
         return max((band_bytes(tensor, grain_rows(tensor)) for tensor in self._tensors()), default=0)
 
+    @cached_property
+    def shared_nbytes(self) -> int:
+        """Bytes of its sources that would be read again if each bundle read its own."""
+        return sum(nbytes_of(_leaves(bundle.tensors)) for bundle in self.bundles) - self.source_nbytes
+
     def resident(self, budget: int) -> bool:
-        """Whether its sources are read once and kept while all its bundles are written, within `budget` bytes."""
-        return len(self.bundles) > 1 and self.source_nbytes + self.minimum <= budget
+        """Whether its sources are read once and kept while all its bundles are written, within `budget` bytes.
+
+        Not for a small part of them (the embedding that encoder and decoder both have): one worker would do it all.
+        """
+        return SHARED * self.shared_nbytes > self.source_nbytes and self.source_nbytes + self.minimum <= budget
 
     def read_nbytes(self, budget: int, band: int) -> int:
         """Bytes that storage reads and decodes (decompressed) for it, in bands of `band` bytes in flight."""

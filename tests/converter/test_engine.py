@@ -321,6 +321,59 @@ def test_a_source_of_several_bundles_is_read_once_if_it_fits(tmp_path: Path) -> 
         assert Limits.of(plan, budget, 1).read_nbytes(plan) == decoded * 1024
 
 
+@pytest.mark.parametrize(("rows", "groups"), [(8, 2), (32, 1)])
+def test_bundles_that_share_little_are_groups_of_their_own(rows: int, groups: int) -> None:
+    """Encoder and decoder have the embedding in common: of 8 rows 1 part in 9 is shared, of 32 rows 1 in 3."""
+    shared, own = Leaf((rows, 8), "shared"), [Leaf((32, 8), name) for name in ("encoder", "decoder")]
+    segments = [tuple(Segment(one.tensor, one.tensor.box) for one in (leaf, shared)) for leaf in own]
+    plan = Plan(tuple(OutputFile(str(number), both) for number, both in enumerate(segments)))
+    assert len(plan.groups) == 1
+    assert len(Limits.of(plan, 1 << 30, 2).work(plan)) == groups
+
+
+@pytest.mark.parametrize(("jobs", "together"), [(1, 1), (2, 2), (4, 4), (64, 11)])
+def test_bands_of_a_single_file_are_read_by_all_threads(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, jobs: int, together: int
+) -> None:
+    """Rows of 64 bytes take 192 in flight, 128 beside them: 3,584 bytes have room for 4 bands of 4 rows, or 11 of one."""
+    Tracking.most = Tracking.now = 0
+    monkeypatch.setattr(engine, "ByteBudget", Tracking)
+    one, alive, lock = Leaf((64, 16), grain=(1, 16)), [0, 0], threading.Lock()
+    made, extended = engine._parts, engine._Files.extend
+
+    def make(*item: Any) -> Any:
+        with lock:
+            alive[0] += 1
+            alive[1] = max(alive)
+        time.sleep(0.002)
+        return made(*item)
+
+    def extend(files: Any, parts: Any) -> None:
+        time.sleep(0.01)
+        extended(files, parts)
+        with lock:
+            alive[0] -= 1
+
+    monkeypatch.setattr(engine, "_parts", make)
+    monkeypatch.setattr(engine._Files, "extend", extend)
+    plan = Plan(tuple(split("x", one.tensor, 1)))
+    assert written(plan, tmp_path, 3584, jobs) == {"x.0": one.array.tobytes()}
+    assert (one.counts == 1).all()
+    assert alive == [0, together]
+    assert Tracking.most <= 3584
+
+
+@pytest.mark.parametrize("fails", ["reading", "writing"])
+def test_a_failure_of_a_band_read_ahead(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails: str) -> None:
+    one = Leaf((64, 16), grain=(1, 16), fails=fails == "reading")
+    if fails == "writing":
+        monkeypatch.setattr(engine._Files, "extend", lambda *_: (_ for _ in ()).throw(SourceError("damaged")))
+    with pytest.raises(SourceError, match="damaged"):
+        written(Plan(tuple(split("x", one.tensor, 2))), tmp_path, 3584, 4)
+    assert list(tmp_path.iterdir()) == []
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("ftconvert")]
+
+
 def test_what_is_done_is_neither_read_nor_written(tmp_path: Path) -> None:
     one, other = Leaf((8, 8), "one"), Leaf((8, 8), "other")
     plan = Plan((*split("one", one.tensor, 2), *split("other", other.tensor, 2)))
