@@ -335,7 +335,7 @@ def test_bundles_that_share_little_are_groups_of_their_own(rows: int, groups: in
 def test_bands_of_a_single_file_are_read_by_all_threads(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, jobs: int, together: int
 ) -> None:
-    """Rows of 64 bytes take 192 in flight, 128 beside them: 3,584 bytes have room for 4 bands of 4 rows, or 11 of one."""
+    """Rows of 64 bytes take 192 in flight and 128 beside them: in 3,584 bytes are 4 bands of 4 rows, or 11 of one."""
     Tracking.most = Tracking.now = 0
     monkeypatch.setattr(engine, "ByteBudget", Tracking)
     one, alive, lock = Leaf((64, 16), grain=(1, 16)), [0, 0], threading.Lock()

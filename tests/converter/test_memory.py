@@ -21,19 +21,20 @@ finally:
 LARGE = T5(16384, 512, 64, 2048, 8, num_layers=1, num_decoder_layers=1)
 
 
-def peak(source: Path, destination: Path, *options: str) -> int:
+def peak(pair: str, source: Path, destination: Path, *options: str) -> int:
     """Bytes."""
-    arguments = ["jax-to-ft", source, destination, "--model", "ul2", "--quiet", "-j", "2", *options]
+    arguments = [pair, source, destination, "--model", "ul2", "--quiet", "-j", "2", *options]
     run = subprocess.run([sys.executable, "-c", PEAK, *map(str, arguments)], capture_output=True, text=True, check=True)
     return int(run.stderr.split("peak ")[1].split()[0]) << 10
 
 
 @pytest.mark.parametrize("packed", [True, False], ids=["gzip", "raw"])
-def test_peak_memory_stays_within_the_budget(packed: bool, tmp_path: Path) -> None:
+@pytest.mark.parametrize("pair", ["jax-to-ft", "jax-to-trtllm"])
+def test_peak_memory_stays_within_the_budget(pair: str, packed: bool, tmp_path: Path) -> None:
     """64 MiB of weights, half of them one matrix, within 1.25 times 16 MiB. Chunks have 4 MiB."""
     small = t5x_checkpoint(tmp_path / "small", gzip=packed)
     large = t5x_checkpoint(tmp_path / "large", LARGE, gzip=packed, chunk=2048)
-    own = peak(small, tmp_path / "a")
+    own = peak(pair, small, tmp_path / "a")
     for ranks in ("1", "8"):
-        taken = peak(large, tmp_path / ranks, "-t", ranks, "--memory-budget", "16MiB") - own
+        taken = peak(pair, large, tmp_path / ranks, "-t", ranks, "--memory-budget", "16MiB") - own
         assert taken <= 1.25 * 16 * MIB, f"{taken / MIB:.1f} MiB"
