@@ -353,6 +353,7 @@ class Family:
     fastertransformer: FasterTransformerTable | None = None
     tensorrt_llm: TensorRTLLMTable | None = None
     sizes: tuple[str, ...] = ()  # config keys of sizes that no shape has
+    nullable: tuple[str, ...] = ()  # of sizes, numbers and defaults: keys whose null says that there is none
     equivalent: Equivalent | None = None  # as what it can be written in formats that it has no table for
 
     def specs(self, config: Config, dtype: np.dtype[Any]) -> dict[str, TensorSpec]:

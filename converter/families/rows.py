@@ -121,11 +121,12 @@ def infer_dims(
         for axis, size in zip(axes[::-1] if row.layout is TRANSPOSE else axes, shape, strict=False):
             unknown = [word for word in axis.split("*") if word not in config]
             known = [config[word] for word in axis.split("*") if word in config]
-            if len(unknown) == 1 and all(map(_is_size, known)) and size % math.prod(known) == 0:
+            if len(unknown) == 1 and all(map(is_size, known)) and size % math.prod(known) == 0:
                 config[unknown[0]] = size // math.prod(known)
 
 
-def _is_size(value: Any) -> bool:
+def is_size(value: Any) -> bool:
+    """A positive whole number, as JSON has it."""
     return isinstance(value, int) and not isinstance(value, bool) and value > 0
 
 
@@ -138,17 +139,18 @@ def require_dims(family: Family, config: Config, stored: int, where: str) -> Non
     words = {word for weight in family.weights for word in words_of(weight.shape)}
     words |= {weight.each for weight in family.weights if weight.each} | set(family.sizes)
     missing = sorted((words | set(family.flags)) - config.keys())
+    none = {word for word in family.nullable if config.get(word) is None}
     problems = [Problem(word, "a value", "stated nowhere") for word in missing]
     problems += [
         Problem(word, "a positive whole number", repr(config[word]))
-        for word in sorted(words & config.keys())
-        if not _is_size(config[word])
+        for word in sorted(words & config.keys() - none)
+        if not is_size(config[word])
     ]
     # tables are expanded layer by layer: a depth that cannot be must not cost the time and memory to say so
     problems += [
         Problem(word, f"at most {stored}: every layer has tensors of its own", str(config[word]))
         for word in sorted({weight.each for weight in family.weights if weight.each} & config.keys())
-        if _is_size(config[word]) and config[word] > stored
+        if is_size(config[word]) and config[word] > stored
     ]
     problems += [
         Problem(word, "true or false", repr(config[word]))
@@ -166,7 +168,7 @@ def require_dims(family: Family, config: Config, stored: int, where: str) -> Non
     problems += [
         Problem(word, "a positive number", repr(config[word]))
         for word in family.numbers
-        if not _is_number(config.get(word))
+        if word not in none and not is_number(config.get(word))
     ]
     if problems:
         raise SourceError(report(f"{where}: values of the config are missing or make no sense", problems, _MEND))
@@ -185,7 +187,7 @@ def outside_vocabulary(words: Iterable[str], config: Config, defaults: Config) -
             else "",
         )
         for word in words
-        if _is_size(vocabulary) and not _are_tokens(config.get(word), int(vocabulary))
+        if is_size(vocabulary) and not _are_tokens(config.get(word), int(vocabulary))
     ]
 
 
@@ -195,5 +197,6 @@ def _are_tokens(value: Any, vocabulary: int) -> bool:
     return all(isinstance(one, int) and not isinstance(one, bool) and 0 <= one < vocabulary for one in ids)
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < math.inf
+def is_number(value: Any) -> bool:
+    """A positive number that a float can hold."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value <= sys.float_info.max

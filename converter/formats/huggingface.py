@@ -159,10 +159,11 @@ def _prefixed(family: Family, stored: Mapping[str, LazyTensor]) -> Mapping[str, 
 def _unset(key: str, value: Any, family: Family) -> bool:
     """transformers writes null where its own default holds; where a family has a default, that one is meant.
 
-    But not for the special tokens of decoders: without an end token one never ends.
+    But not where null says that there is none, and not for the special tokens of decoders: without an end token one
+    never ends.
     """
     token = key in family.token_ids and not family.identity.get("is_encoder_decoder")
-    return value is None and key in family.defaults and not token
+    return value is None and key in family.defaults and key not in family.nullable and not token
 
 
 def _row(weight: Weight) -> Row:
