@@ -130,7 +130,7 @@ TARGET_HELP = {
     "jax": "DESTINATION gets config.gin and checkpoint_<step>/ in T5X's own container.",
 }
 T5X_PRESETS = "t5, t5-v1.1, flan-t5, ul2, flan-ul2, mt5, umt5, byt5"
-PRESETS = f"{T5X_PRESETS}, gpt2, opt, bloom, gptj, gptneox"
+PRESETS = f"{T5X_PRESETS}, gpt2, opt, bloom, gptj, gptneox, llama, mistral, gemma, gemma2, qwen2"
 
 Option = Callable[[Callable[..., None]], Callable[..., None]]
 

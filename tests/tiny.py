@@ -332,6 +332,65 @@ def gptj(dtype: str = "float32", seed: int = 0, **changes: Any) -> Model:
     return random_model(config, shapes, dtype, seed)
 
 
+def llama(dtype: str = "float32", seed: int = 0, **changes: Any) -> Model:
+    """A LLaMA of random weights; `changes` go into its config."""
+    attention, mlp = changes.get("attention_bias", False), changes.get("mlp_bias", False)
+    biased = ("q_proj", "k_proj", "v_proj", "o_proj") * attention + ("gate_proj", "up_proj", "down_proj") * mlp
+    return _rotary("LlamaForCausalLM", "llama", dtype, seed, biased, **changes)
+
+
+def mistral(dtype: str = "float32", seed: int = 0, **changes: Any) -> Model:
+    """A Mistral of random weights; `changes` go into its config."""
+    return _rotary("MistralForCausalLM", "mistral", dtype, seed, **changes)
+
+
+def qwen2(dtype: str = "float32", seed: int = 0, **changes: Any) -> Model:
+    """A Qwen2 of random weights; `changes` go into its config."""
+    return _rotary("Qwen2ForCausalLM", "qwen2", dtype, seed, ("q_proj", "k_proj", "v_proj"), **changes)
+
+
+def gemma(dtype: str = "float32", seed: int = 0, **changes: Any) -> Model:
+    """A Gemma of random weights; `changes` go into its config."""
+    biased = ("q_proj", "k_proj", "v_proj", "o_proj") * changes.get("attention_bias", False)
+    return _rotary("GemmaForCausalLM", "gemma", dtype, seed, biased, **{"head_dim": 8, **changes})
+
+
+def gemma2(dtype: str = "float32", seed: int = 0, **changes: Any) -> Model:
+    """A Gemma 2 of random weights, whose window is shorter than what tests put in; `changes` go into its config."""
+    biased = ("q_proj", "k_proj", "v_proj", "o_proj") * changes.get("attention_bias", False)
+    own = {"head_dim": 8, "query_pre_attn_scalar": 5, "sliding_window": 6}
+    norms = ("pre_feedforward_layernorm", "post_feedforward_layernorm")
+    return _rotary("Gemma2ForCausalLM", "gemma2", dtype, seed, biased, norms, **{**own, **changes})
+
+
+def _rotary(
+    architecture: str, kind: str, dtype: str, seed: int, biased: Collection[str] = (), norms: Any = (), **changes: Any
+) -> Model:
+    """LLaMA and its like: two heads of keys and values for four of queries."""
+    sizes = {"vocab_size": 29, "hidden_size": 24, "intermediate_size": 20, "num_attention_heads": 4}
+    sizes |= {"num_key_value_heads": 2, "num_hidden_layers": 2, "max_position_embeddings": 32}
+    tokens = {"bos_token_id": 1, "eos_token_id": 2}
+    config = {"architectures": [architecture], "model_type": kind, **sizes, **tokens, **changes}
+    d, inner, heads = config["hidden_size"], config["intermediate_size"], config["num_attention_heads"]
+    width = config.get("head_dim") or d // heads
+    q, k = heads * width, (config["num_key_value_heads"] or heads) * width
+    matrices = {"self_attn": {"q_proj": (q, d), "k_proj": (k, d), "v_proj": (k, d), "o_proj": (d, q)}}
+    matrices["mlp"] = {"gate_proj": (inner, d), "up_proj": (inner, d), "down_proj": (d, inner)}
+    shapes: dict[str, tuple[int, ...]] = {
+        "model.embed_tokens.weight": (config["vocab_size"], d),
+        "model.norm.weight": (d,),
+    }
+    for i in range(config["num_hidden_layers"]):
+        layer = f"model.layers.{i}"
+        shapes |= {f"{layer}.{norm}.weight": (d,) for norm in ("input_layernorm", "post_attention_layernorm", *norms)}
+        for part, names in matrices.items():
+            for name, shape in names.items():
+                shapes |= linear(f"{layer}.{part}.{name}", *shape, bias=name in biased)
+    if not config.get("tie_word_embeddings", kind.startswith("gemma")):
+        shapes["lm_head.weight"] = (config["vocab_size"], d)
+    return random_model(config, shapes, dtype, seed)
+
+
 def pair(module: str, *weight: int) -> dict[str, tuple[int, ...]]:
     """Shapes of a module whose bias is as long as the last axis of its weight: a norm, a Conv1D."""
     return {f"{module}.weight": weight, f"{module}.bias": weight[-1:]}

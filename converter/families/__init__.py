@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from converter.errors import UsageError
-from converter.families import bloom, gpt2, gptj, gptneox, opt, t5, umt5
+from converter.families import bloom, gemma, gemma2, gpt2, gptj, gptneox, llama, mistral, opt, qwen2, t5, umt5
 from converter.families.base import Family, Preset
 
 FAMILIES: tuple[Family, ...] = (
@@ -14,6 +14,11 @@ FAMILIES: tuple[Family, ...] = (
     bloom.FAMILY,
     gptneox.FAMILY,
     gptj.FAMILY,
+    llama.FAMILY,
+    mistral.FAMILY,
+    gemma.FAMILY,
+    gemma2.FAMILY,
+    qwen2.FAMILY,
 )
 PRESETS: dict[str, tuple[Family, Preset]] = {
     name: (family, preset) for family in FAMILIES for name, preset in family.presets.items()

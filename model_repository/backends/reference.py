@@ -7,6 +7,7 @@ What it computes is the source's model, not what FasterTransformer makes of it: 
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Collection
 
 import numpy as np
@@ -28,8 +29,9 @@ def load(checkpoint: Checkpoint) -> PreTrainedModel:
         SourceError: a tensor that only repeats others does not equal them; transformers misses or does not know one.
     """
     check_repeats(checkpoint)
+    values = copy.deepcopy(dict(checkpoint.config))  # transformers writes into rope_scaling
     config = CONFIG_MAPPING[checkpoint.config["model_type"]](
-        **{key: value for key, value in checkpoint.config.items() if key not in ("architectures", "torch_dtype")}
+        **{key: value for key, value in values.items() if key not in ("architectures", "torch_dtype")}
     )
     auto = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
     # Memory that nothing has touched yet, and no tying. Not on torch's device "meta": tables of rotary positions, which

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import torch
 from conftest import ftconvert, logits
 
 from converter.formats import open_any
-from model_repository.backends import reference
+from model_repository.backends import generation, reference
 
 CASES: dict[str, tuple[Any, dict[str, Any]]] = {
     "gpt2": (tiny.gpt2, {}),
@@ -48,6 +49,41 @@ def test_the_logits_of_the_source_model(tmp_path: Path, case: str, dtype: str) -
     folded = "projected" in case and dtype == "float16"  # what is multiplied into others is rounded again
     assert np.abs(found - expected).max() < (0.05 if folded else 2e-5)
     assert np.abs(expected).max() > 1
+
+
+LLAMA3 = {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 16}
+ROTARY: dict[str, tuple[Any, dict[str, Any]]] = {
+    "llama": (tiny.llama, {"attention_bias": True, "mlp_bias": True, "head_dim": 10, "pad_token_id": -1}),
+    "llama 3.1": (tiny.llama, {"rope_scaling": {"rope_type": "llama3", **LLAMA3}, "rope_theta": 500.0}),
+    "llama, dynamic": (tiny.llama, {"rope_scaling": {"type": "dynamic", "factor": 2.0}, "max_position_embeddings": 8}),
+    "mistral": (tiny.mistral, {"sliding_window": 5}),
+    "gemma": (tiny.gemma, {"hidden_act": "gelu"}),
+    "gemma 2": (tiny.gemma2, {}),
+    "qwen2": (tiny.qwen2, {"tie_word_embeddings": True, "rope_scaling": {"type": "linear", "factor": 3.0}}),
+    "qwen2, a window": (tiny.qwen2, {"use_sliding_window": True, "sliding_window": 4, "max_window_layers": 1}),
+}
+
+
+@pytest.mark.parametrize("case", ROTARY)
+def test_models_with_rotary_positions(case: str, tmp_path: Path) -> None:
+    """The same logits, and the same tokens with a cache as without one."""
+    build, changes = ROTARY[case]
+    source = build("bfloat16", **changes).save(tmp_path / "source")
+    checkpoint = open_any(str(source))
+    before = copy.deepcopy(checkpoint.config)
+    loaded = reference.load(checkpoint)
+    assert checkpoint.config == before  # transformers writes into what it is given
+    tokens = torch.from_numpy(np.random.default_rng(1).integers(0, loaded.config.vocab_size, (2, 11)))
+    with torch.inference_mode():
+        assert (loaded(tokens).logits.numpy() == logits(source)).all()
+        if "dynamic" in case:  # the longer the text, the slower all positions turn: cached keys are those of before
+            return
+        ids = tokens[0].tolist()
+        (found,) = generation.greedy(loaded, [generation.Row(ids, 9, None, 99)])
+        for token in found:
+            assert loaded(torch.tensor([ids]), use_cache=False).logits[0, -1].argmax() == token
+            ids.append(token)
+    assert len(found) == 9
 
 
 def test_tables_that_no_file_holds_are_there(tmp_path: Path) -> None:

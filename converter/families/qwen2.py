@@ -1,0 +1,54 @@
+"""Qwen2 and Qwen2.5: everything known about the family, as tables. LLaMA's, with biases of q, k and v, never of o.
+
+Sources: transformers 4.45 and 5.23 (models/qwen2/modeling_qwen2.py, configuration_qwen2.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+from converter.families import llama
+from converter.families.base import Config, Family, Preset
+
+BIASES = {f"self_attn.{one}_proj": "" for one in "qkv"}
+
+
+def read_config(config: Config, names: Collection[str]) -> Config:
+    """What config.json states, with what transformers works out from it.
+
+    Raises:
+        ValueError: it contradicts itself, or says what transformers has no meaning for.
+    """
+    own = llama.with_rope(llama.with_heads(config))
+    llama.check_layer_types(own)
+    first = own.get("max_window_layers")
+    if first is not None and (isinstance(first, bool) or not isinstance(first, int)):
+        raise ValueError(f"max_window_layers: expected a number of layers, found {first!r}")
+    return own
+
+
+FAMILY = Family(
+    name="qwen2",
+    architectures=("Qwen2ForCausalLM",),
+    presets={"qwen2": Preset({"hidden_act": "silu"})},  # its members end with different tokens
+    identity={"architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2"},
+    defaults={
+        "hidden_act": "silu",
+        "rms_norm_eps": 1e-6,
+        "rope_theta": 10000.0,
+        "rope_scaling": None,
+        "max_position_embeddings": 32768,
+        "use_sliding_window": False,  # without it sliding_window means nothing
+        "sliding_window": 4096,
+        "max_window_layers": 28,
+        "tie_word_embeddings": False,
+    },
+    flags=("use_sliding_window", "tie_word_embeddings"),
+    token_ids=llama.TOKEN_IDS,
+    numbers=llama.NUMBERS,
+    sizes=(*llama.SIZES, "sliding_window"),
+    nullable=(*llama.NULLABLE, "sliding_window"),
+    features=llama.features,
+    weights=tuple(llama.weights(BIASES)),
+    huggingface=llama.hugging_face("qwen2", read_config=read_config),
+)
