@@ -253,6 +253,11 @@ def multiply(tensor: LazyTensor, by: int) -> LazyTensor:
     return _elementwise(f"multiply({tensor.origin}, {by})", compute, tensor)
 
 
+def shift(tensor: LazyTensor, by: int) -> LazyTensor:
+    """[...] -> [...], a number added to each element in the tensor's own type, in which it must be small."""
+    return _elementwise(f"shift({tensor.origin}, {by})", lambda array: array + array.dtype.type(by), tensor)
+
+
 def add(left: LazyTensor, right: LazyTensor) -> LazyTensor:
     """[...], [...] -> [...], added in their own type. A finite sum that becomes infinite is an error."""
     _same([left.spec, right.spec], "add")

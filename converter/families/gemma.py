@@ -1,17 +1,83 @@
 """Gemma: everything known about the family, as tables. LLaMA's, with norms that scale by 1 + weight.
 
 The embedding is tied and multiplied by sqrt(hidden_size); head_dim is no quotient. Sources: transformers 4.45 to 5.23
-(models/gemma/modeling_gemma.py, configuration_gemma.py).
+(models/gemma/modeling_gemma.py, configuration_gemma.py), NVIDIA/TensorRT-LLM (tensorrt_llm/models/gemma/config.py,
+convert.py, model.py).
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import replace
+from typing import Any
 
-from converter.families import llama
-from converter.families.base import Config, Family, Preset
+import numpy as np
+
+from converter import ops
+from converter.errors import OptionsError, Problem
+from converter.families import gpt, llama, rotary, trtllm
+from converter.families.base import Config, Family, Field, Layout, Preset, Variant, fixed, value
+from converter.tensor import LazyTensor
 
 TANH = "gelu_pytorch_tanh"
+
+# -------------------------------------------------------------------------------------------------------- TensorRT-LLM
+
+
+def _plus_one(tensors: Sequence[LazyTensor]) -> LazyTensor:
+    """NVIDIA's converter adds in float16 or float32, whichever holds the source (convert.py, flatten_params)."""
+    wide = tensors[0] if tensors[0].spec.dtype == np.float16 else ops.cast(tensors[0], np.dtype(np.float32))
+    return ops.shift(wide, 1)
+
+
+def _minus_one(stored: LazyTensor) -> tuple[LazyTensor, ...]:
+    return (ops.shift(ops.cast(stored, np.dtype(np.float32)), -1),)
+
+
+# TensorRT-LLM's norm scales by its weight alone
+PLUS_ONE = Layout("plus 1", _plus_one, _minus_one, arithmetic=True)
+ROUNDED = (
+    "a norm is stored with 1 added, and rounded: read back as the nearest value, the same one where the sum needed no "
+    "more digits than there are"
+)
+
+
+def trt_fields(architecture: str, activation: str, inter_layernorms: bool) -> Iterator[Field]:
+    """What config.json of all Gemmas holds."""
+    yield from llama.trt_fields(architecture, activation)
+    yield value("attn_bias", "attention_bias")
+    yield fixed("mlp_bias", False)
+    yield fixed("inter_layernorms", inter_layernorms)
+
+
+def trt_check(config: Config, activation: str = "hidden_act") -> list[Problem]:
+    """What TensorRT-LLM cannot express."""
+    rule = "TensorRT-LLM's Gemma has the embedding for its output layer (GemmaConfig: share_embedding_table)"
+    problems = llama.trt_check(config, activation) + gpt.check_fixed(config, {"tie_word_embeddings": True}, rule)
+    if config.get("use_bidirectional_attention"):
+        rule = "TensorRT-LLM's Gemma looks back alone"
+        problems.append(Problem("use_bidirectional_attention", "false", "true", rule))
+    return problems
+
+
+def trt_adapt(config: Config, variant: Variant) -> Variant:
+    """With several ranks GemmaConfig takes the embedding for divided by its rows, whatever config.json says."""
+    if variant.tp_size == 1:
+        return replace(variant, embedding_sharding_dim=None)
+    if variant.embedding_sharding_dim == trtllm.COLUMNS:
+        raise OptionsError("--parallel-embedding 1: TensorRT-LLM divides Gemma's embedding by its rows alone, 0")
+    return replace(variant, embedding_sharding_dim=trtllm.ROWS)
+
+
+TRT: dict[str, Any] = {
+    "norm": PLUS_ONE,
+    "lossy": ROUNDED,
+    "divisible": ("num_attention_heads", "intermediate_size", "vocab_size"),
+    "pipeline": False,
+    "adapt": trt_adapt,
+}
+
+# -------------------------------------------------------------------------------------------------------- Hugging Face
 
 
 def read_config(config: Config, names: Collection[str]) -> Config:
@@ -35,7 +101,7 @@ def read_config(config: Config, names: Collection[str]) -> Config:
         )
     if other is not None:
         own["hidden_act"] = other
-    return llama.with_rope(own)
+    return rotary.with_rope(own)
 
 
 DEFAULTS = {
@@ -63,5 +129,8 @@ FAMILY = Family(
     weights=tuple(llama.weights(llama.ATTENTION_BIASES)),
     huggingface=llama.hugging_face(
         "gemma", read_config=read_config, write_config=lambda config: {"hidden_activation": config["hidden_act"]}
+    ),
+    tensorrt_llm=llama.trt_table(
+        trt_fields("GemmaForCausalLM", "hidden_act", False), llama.ATTENTION_BIASES, **TRT, check=trt_check
     ),
 )

@@ -1,18 +1,43 @@
 """Gemma 2: everything known about the family, as tables. Gemma's, with two norms more in a layer and capped logits.
 
 Every other layer looks at a window. Attention is scaled by query_pre_attn_scalar, not by head_dim. Sources:
-transformers 4.45 and 5.23 (models/gemma2/modeling_gemma2.py, configuration_gemma2.py).
+transformers 4.45 and 5.23 (models/gemma2/modeling_gemma2.py, configuration_gemma2.py), NVIDIA/TensorRT-LLM
+(tensorrt_llm/models/gemma/config.py, convert.py, model.py).
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from functools import partial
 
-from converter.families import gemma, llama
-from converter.families.base import Config, Family, Preset
+from converter.families import gemma, llama, rotary, trtllm
+from converter.families.base import Config, Family, Field, Preset, value
 
 NORMS = (*llama.NORMS, "pre_feedforward_layernorm", "post_feedforward_layernorm")
 CAPS = ("attn_logit_softcapping", "final_logit_softcapping")  # null: none
+
+
+def windows(config: Config) -> list[int]:
+    """How many tokens each layer looks back on; every other one, the first included, on a window."""
+    most, depth = int(config["max_position_embeddings"]), int(config[llama.EACH])
+    kinds = config.get("layer_types") or ["sliding_attention", "full_attention"] * depth
+    window = int(config["sliding_window"] or most)
+    return [most if kind == "full_attention" else window for kind in kinds[:depth]]
+
+
+# -------------------------------------------------------------------------------------------------------- TensorRT-LLM
+
+TRT_NORMS = {**llama.TRT_NORMS, **{norm: norm for norm in NORMS if norm not in llama.NORMS}}
+
+
+def _trt_fields() -> Iterator[Field]:
+    yield from gemma.trt_fields("Gemma2ForCausalLM", "hidden_activation", True)
+    yield value("query_pre_attn_scalar", "query_pre_attn_scalar")
+    for key in CAPS:
+        yield trtllm.nullable(key, key)
+
+
+# -------------------------------------------------------------------------------------------------------- Hugging Face
 
 
 def read_config(config: Config, names: Collection[str]) -> Config:
@@ -33,7 +58,7 @@ def read_config(config: Config, names: Collection[str]) -> Config:
             "state what it was trained with in both"
         )
     llama.check_layer_types(own)
-    return llama.with_rope(own)
+    return rotary.with_rope(own)
 
 
 FAMILY = Family(
@@ -57,4 +82,12 @@ FAMILY = Family(
     features=llama.features,
     weights=tuple(llama.weights(llama.ATTENTION_BIASES, NORMS)),
     huggingface=llama.hugging_face("gemma2", read_config=read_config),
+    tensorrt_llm=llama.trt_table(
+        _trt_fields(),
+        llama.ATTENTION_BIASES,
+        TRT_NORMS,
+        **gemma.TRT,
+        check=partial(gemma.trt_check, activation="hidden_activation"),
+        caveat=llama.trt_caveat(windows, "hidden_activation"),
+    ),
 )

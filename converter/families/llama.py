@@ -2,17 +2,38 @@
 
 Norms without biases before attention and feed-forward, a gated feed-forward, rotary positions over a whole head, keys
 and values that several heads may share. Sources: transformers 4.45 and 5.23 (models/llama/modeling_llama.py,
-configuration_llama.py; modeling_rope_utils.py).
+configuration_llama.py), NVIDIA/TensorRT-LLM (tensorrt_llm/models/llama/config.py, model.py).
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
-from converter.families import gpt
-from converter.families.base import Config, Family, HuggingFaceTable, Preset, Weight
-from converter.families.rows import is_number, is_size
+from converter.errors import OptionsError, Problem
+from converter.families import gpt, rotary, trtllm
+from converter.families.base import (
+    COPY,
+    FIRST,
+    LAST,
+    Config,
+    Family,
+    Field,
+    HuggingFaceTable,
+    Layout,
+    Preset,
+    Row,
+    Section,
+    TensorRTLLMPart,
+    TensorRTLLMTable,
+    Variant,
+    Weight,
+    fixed,
+    value,
+)
+from converter.families.rows import is_size
 
 EMBEDDING, FINAL_NORM, HEAD = "model.embed_tokens.weight", "model.norm.weight", "lm_head.weight"
 LAYER = "model.layers.{i}"
@@ -54,20 +75,171 @@ def features(config: Config) -> frozenset[str]:
     return gpt.tied(config) | {key for key in ("attention_bias", "mlp_bias") if config.get(key)}
 
 
-# -------------------------------------------------------------------------------------------------------- Hugging Face
+# -------------------------------------------------------------------------------------------------------- TensorRT-LLM
 
-# rope_type -> the numbers without which transformers cannot compute it
-SCALINGS = {
-    "linear": ("factor",),
-    "dynamic": ("factor",),
-    "yarn": ("factor",),
-    "longrope": (),
-    "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
+TRT_NORMS = {"input_layernorm": "input_layernorm", "post_layernorm": "post_attention_layernorm"}
+TRT_MATRICES = {  # the branch that is activated is called fc, the other one gate
+    "attention.dense": ("self_attn.o_proj", trtllm.COLUMNS),
+    "mlp.fc": ("mlp.gate_proj", trtllm.ROWS),
+    "mlp.gate": ("mlp.up_proj", trtllm.ROWS),
+    "mlp.proj": ("mlp.down_proj", trtllm.COLUMNS),
 }
-TYPE_WORDS = ("rope_type", "type")  # the second is the older one
-# numbers that may be left out
-REFINEMENTS = ("factor", "attention_factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim")
-ORIGINAL = "original_max_position_embeddings"
+
+
+def trt_rows(
+    biases: Mapping[str, str], norms: Mapping[str, str], norm: Row, config: Config, variant: Variant
+) -> Iterator[Row]:
+    """The rows of a model with these biases (see `weights`) and norms, which are stored like `norm`."""
+    vocabulary = config["vocab_size"]
+    yield trtllm.embedding(trtllm.EMBEDDING, EMBEDDING, vocabulary, variant, stage=FIRST)
+    for stored, canonical in norms.items():
+        name, of = f"{trtllm.LAYER}.{stored}.weight", f"{LAYER}.{canonical}.weight"
+        yield replace(norm, name=name, of=(of,), each=EACH)
+    qkv = trtllm.fused(variant, config["num_attention_heads"], config["num_key_value_heads"])
+    for kind, when in (("weight", ""), ("bias", biases.get("self_attn.q_proj"))):
+        parts = tuple(f"{LAYER}.self_attn.{one}_proj.{kind}" for one in "qkv")
+        if when is not None:
+            yield Row(f"{trtllm.LAYER}.attention.qkv.{kind}", parts, qkv, split=trtllm.ROWS, each=EACH, when=when)
+    for stored, (canonical, split) in TRT_MATRICES.items():
+        name, of = f"{trtllm.LAYER}.{stored}", f"{LAYER}.{canonical}"
+        yield Row(f"{name}.weight", (f"{of}.weight",), split=split, each=EACH)
+        if canonical in biases:
+            share = split if split == trtllm.ROWS else None
+            yield Row(f"{name}.bias", (f"{of}.bias",), split=share, each=EACH, when=biases[canonical])
+    yield replace(norm, name=f"{trtllm.FINAL_NORM}.weight", of=(FINAL_NORM,), stage=LAST)
+    yield trtllm.head(HEAD, vocabulary, variant, when="untied", stage=LAST)
+    yield trtllm.head(EMBEDDING, vocabulary, variant, when="tied", stage=LAST)
+
+
+def trt_fields(architecture: str, activation: str = "hidden_act") -> Iterator[Field]:
+    """What config.json of all families like this one holds."""
+    yield fixed("architecture", architecture)
+    yield from trtllm.decoder_fields("hidden_size", EACH, "num_attention_heads")
+    for key, config in (
+        ("num_key_value_heads", "num_key_value_heads"),
+        ("intermediate_size", "intermediate_size"),
+        ("head_size", "head_dim"),
+        ("max_position_embeddings", "max_position_embeddings"),
+        ("hidden_act", activation),
+        ("norm_epsilon", "rms_norm_eps"),
+        ("rotary_base", "rope_theta"),
+    ):
+        yield value(key, config)
+    yield trtllm.repeats("rotary_embedding_dim", lambda config: config["head_dim"])
+    yield Field("rotary_scaling", lambda config: config["rope_scaling"], _read_scaling, absent=trtllm.NULL)
+    yield fixed("position_embedding_type", "rope_gpt_neox")
+    yield fixed("qk_layernorm", False)
+
+
+def _read_scaling(found: Any, section: Section) -> Config:
+    return rotary.with_rope({"rope_scaling": None if found == trtllm.NULL else found})
+
+
+# what TensorRT-LLM's LLaMA has for other models that it stands for
+TRT_FIXED = {
+    "residual_mlp": False,
+    "disable_weight_only_quant_plugin": False,
+    "remove_duplicated_kv_heads": False,
+    "fc_after_embed": False,
+    "use_input_layernorm_in_first_layer": True,
+    "use_last_layernorm": True,
+    "layer_idx_offset": 0,
+}
+# The rope_types that TensorRT-LLM computes as transformers does (tensorrt_llm/functional.py, RopeEmbeddingUtils.
+# create_sinusoidal_positions_for_attention_plugin). Of the others it takes the factor for one of all frequencies
+# (`dynamic`: later versions want an `alpha`), and says nothing; yarn and longrope need another position_embedding_type,
+# which these networks do not have.
+TRT_SCALINGS = ("linear", "llama3")
+
+
+def trt_check(config: Config, activation: str = "hidden_act") -> list[Problem]:
+    """What TensorRT-LLM cannot express, of all families like this one."""
+    problems = trtllm.check_activation(config, activation)
+    heads, shared = config["num_attention_heads"], config["num_key_value_heads"]
+    if heads % shared:
+        problems.append(Problem("num_key_value_heads", f"a divisor of num_attention_heads, {heads}", str(shared)))
+    if config["head_dim"] % 2:
+        problems.append(Problem("head_dim", "an even number", str(config["head_dim"]), "rotary positions turn pairs"))
+    scaling = config["rope_scaling"]
+    if scaling is not None and rotary.rope_type(scaling) not in TRT_SCALINGS:
+        rule = "TensorRT-LLM takes no other for this network, and computes something else without a word"
+        problems.append(
+            Problem("rope_scaling", f"null, or of type {' or '.join(TRT_SCALINGS)}", rotary.rope_type(scaling), rule)
+        )
+    return problems
+
+
+def trt_adapt(config: Config, variant: Variant) -> Variant:
+    """An embedding that is divided by its columns needs enough of them."""
+    if variant.embedding_sharding_dim == trtllm.COLUMNS and config["hidden_size"] % variant.tp_size:
+        raise OptionsError(
+            f"--parallel-embedding 1: expected a hidden_size that is a multiple of --tensor-parallel "
+            f"{variant.tp_size}, found {config['hidden_size']}"
+        )
+    return variant
+
+
+def no_windows(config: Config) -> list[int]:
+    """How many tokens each layer looks back on: all that there are."""
+    return []
+
+
+def trt_caveat(windows: Callable[[Config], Sequence[int]], activation: str = "hidden_act") -> Callable[[Config], str]:
+    """Where TensorRT-LLM computes only nearly the same: an exact gelu, windows that nobody told it of.
+
+    Args:
+        windows: how many tokens each layer looks back on.
+    """
+    gelu = trtllm.gelu(activation)
+
+    def note(config: Config) -> str:
+        sizes = [min(size, config["max_position_embeddings"]) for size in windows(config)]
+        shortest = min(sizes, default=config["max_position_embeddings"])
+        if shortest >= config["max_position_embeddings"]:
+            return gelu(config)
+        # a list that is shorter than there are layers is repeated (cpp/include/tensorrt_llm/executor/executor.h)
+        period = next(n for n in range(1, len(sizes) + 1) if all(sizes[i] == sizes[i % n] for i in range(len(sizes))))
+        window = (
+            f"attention looks back on {shortest} tokens, which no checkpoint of TensorRT-LLM can say: for longer texts "
+            f"give the runtime max_attention_window_size {','.join(map(str, sizes[:period]))}"
+        )
+        return "; ".join(filter(None, (gelu(config), window)))
+
+    return note
+
+
+def trt_table(
+    fields: Iterable[Field],
+    biases: Mapping[str, str],
+    norms: Mapping[str, str] = TRT_NORMS,
+    norm: Layout = COPY,
+    lossy: str = "",
+    **more: Any,
+) -> TensorRTLLMTable:
+    """How TensorRT-LLM stores a family like this one."""
+    rows = partial(trt_rows, biases, norms, Row("", (), norm, lossy=lossy))
+    table: dict[str, Any] = {
+        "parts": (TensorRTLLMPart("", EACH, rows, tuple(fields)),),
+        "divisible": ("num_attention_heads", "intermediate_size"),
+        "kv_heads": "num_key_value_heads",
+        "positions": "max_position_embeddings",
+        "check": trt_check,
+        "caveat": trt_caveat(no_windows),
+        "adapt": trt_adapt,
+    }
+    return TensorRTLLMTable(**{**table, **more})
+
+
+def _trt_fields() -> Iterator[Field]:
+    yield from trt_fields("LlamaForCausalLM")
+    for key, config in (("attn_bias", "attention_bias"), ("mlp_bias", "mlp_bias")):
+        yield value(key, config)
+    yield value("tie_word_embeddings", "tie_word_embeddings")
+    for key, meant in TRT_FIXED.items():
+        yield fixed(key, meant)
+
+
+# -------------------------------------------------------------------------------------------------------- Hugging Face
 
 
 def read_config(config: Config, names: Collection[str]) -> Config:
@@ -76,7 +248,7 @@ def read_config(config: Config, names: Collection[str]) -> Config:
     Raises:
         ValueError: it contradicts itself, or says what transformers has no meaning for.
     """
-    return with_rope(with_heads(config))
+    return rotary.with_rope(with_heads(config))
 
 
 def with_heads(config: Config) -> dict[str, Any]:
@@ -104,95 +276,6 @@ def with_heads(config: Config) -> dict[str, Any]:
     if act is not None and not isinstance(act, str):
         raise ValueError(f"hidden_act: expected the name of an activation, found {act!r}")
     return own
-
-
-def with_rope(config: Config) -> dict[str, Any]:
-    """Rotary positions in the words of transformers 4: rope_theta, and rope_scaling or null.
-
-    transformers 5 has both in rope_parameters, and reads the older words, too.
-
-    Raises:
-        ValueError: two of them differ, or a value that transformers has no meaning for.
-    """
-    own = dict(config)
-    found = {key: own.pop(key) for key in ("rope_scaling", "rope_parameters") if key in own}
-    stated = {key: rope for key, rope in found.items() if rope is not None}
-    _whole_heads("partial_rotary_factor", own.pop("partial_rotary_factor", None))
-    scalings = []
-    for key, rope in stated.items():
-        theta, scaling = _parted(key, rope)
-        if theta is not None:
-            if own.get("rope_theta") is None:
-                own["rope_theta"] = theta
-            if own["rope_theta"] != theta:
-                raise ValueError(f"{key} has rope_theta {theta!r}, but another one is {own['rope_theta']!r}")
-        scalings.append(scaling)
-    if len(scalings) == 2 and _normal(scalings[0]) != _normal(scalings[1]):
-        raise ValueError("rope_scaling and rope_parameters differ: state what it was trained with")
-    if found:
-        own["rope_scaling"] = scalings[0] if scalings else None
-    if scalings:
-        original = own.pop(ORIGINAL, None)  # which some versions prefer to the one inside
-        if scalings[0] and original is not None and scalings[0].setdefault(ORIGINAL, original) != original:
-            raise ValueError(f"{ORIGINAL} is {original!r}, but in rope_scaling {scalings[0][ORIGINAL]!r}")
-        _check_scaling(scalings[0], own.get("head_dim"))
-    return own
-
-
-def _whole_heads(key: str, share: Any) -> None:
-    if share not in (None, 1):
-        raise ValueError(f"{key}: expected 1, because all dimensions of a head are turned, found {share!r}")
-
-
-def _parted(key: str, rope: Any) -> tuple[Any, dict[str, Any] | None]:
-    """Base and scaling of what `key` holds; no scaling where it is of the default type."""
-    if not isinstance(rope, dict):
-        raise ValueError(f"{key}: expected an object, found {rope!r}")
-    _whole_heads(f"{key}.partial_rotary_factor", rope.get("partial_rotary_factor"))
-    scaling = {name: value for name, value in rope.items() if name not in ("rope_theta", "partial_rotary_factor")}
-    kinds = [scaling[word] for word in TYPE_WORDS if scaling.get(word) is not None]
-    if any(kind != kinds[0] for kind in kinds):
-        raise ValueError(f"{key}: rope_type is {kinds[0]!r}, but type, which means the same, {kinds[1]!r}")
-    if kinds and kinds[0] != "default":
-        return rope.get("rope_theta"), scaling
-    others = sorted(scaling.keys() - {*TYPE_WORDS})
-    if others:
-        raise ValueError(f"{key}: expected a rope_type beside {', '.join(others)}, found {kinds[0] if kinds else None}")
-    return rope.get("rope_theta"), None
-
-
-def _normal(scaling: Config | None) -> Config | None:
-    if scaling is None:
-        return None
-    kind = scaling.get("rope_type", scaling.get("type"))
-    return {**{key: value for key, value in scaling.items() if key not in TYPE_WORDS}, "rope_type": kind}
-
-
-def _check_scaling(scaling: Config | None, width: Any) -> None:
-    if scaling is None:
-        return
-    kind = next(scaling[word] for word in TYPE_WORDS if scaling.get(word) is not None)
-    if not isinstance(kind, str) or kind not in SCALINGS:
-        raise ValueError(f"rope_scaling: expected a rope_type of {', '.join(SCALINGS)}, found {kind!r}")
-    for key in SCALINGS[kind]:
-        if not is_number(scaling.get(key)):
-            raise ValueError(f"rope_scaling of type {kind}: expected a positive {key}, found {scaling.get(key)!r}")
-    for key in (*REFINEMENTS, ORIGINAL):
-        if scaling.get(key) is not None and not is_number(scaling[key]):
-            raise ValueError(f"rope_scaling: expected a positive {key}, or none, found {scaling[key]!r}")
-    if kind == "llama3" and scaling["high_freq_factor"] <= scaling["low_freq_factor"]:
-        raise ValueError(
-            f"rope_scaling: expected a high_freq_factor above low_freq_factor, {scaling['low_freq_factor']}, "
-            f"found {scaling['high_freq_factor']}"
-        )
-    for key in ("short_factor", "long_factor") if kind == "longrope" else ():
-        factors = scaling.get(key)
-        if not isinstance(factors, list) or not all(map(is_number, factors)):
-            raise ValueError(f"rope_scaling of type longrope: expected {key} to be a list of positive numbers")
-        if is_size(width) and len(factors) != width // 2:
-            raise ValueError(
-                f"rope_scaling: expected {width // 2} numbers in {key}, one per pair, found {len(factors)}"
-            )
 
 
 def check_layer_types(config: Config) -> None:
@@ -254,4 +337,5 @@ FAMILY = Family(
     features=features,
     weights=tuple(weights(BIASES)),
     huggingface=hugging_face("llama"),
+    tensorrt_llm=trt_table(_trt_fields(), BIASES),
 )

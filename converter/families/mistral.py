@@ -1,12 +1,29 @@
 """Mistral: everything known about the family, as tables. LLaMA's, without biases, with a window of attention.
 
-Sources: transformers 4.45 and 5.23 (models/mistral/modeling_mistral.py, configuration_mistral.py).
+Sources: transformers 4.45 and 5.23 (models/mistral/modeling_mistral.py, configuration_mistral.py), NVIDIA/TensorRT-LLM
+(tensorrt_llm/models/llama/config.py, model.py).
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from converter.families import llama
-from converter.families.base import Family, Preset
+from converter.families.base import Config, Family, Field, Preset, fixed, value
+
+
+def windows(config: Config) -> list[int]:
+    """How many tokens each layer looks back on."""
+    size = config["sliding_window"] or config["max_position_embeddings"]
+    return [int(size)] * int(config[llama.EACH])
+
+
+def _trt_fields() -> Iterator[Field]:
+    yield from llama.trt_fields("MistralForCausalLM")
+    yield value("tie_word_embeddings", "tie_word_embeddings")
+    for key, meant in {"attn_bias": False, "mlp_bias": False, **llama.TRT_FIXED}.items():
+        yield fixed(key, meant)
+
 
 FAMILY = Family(
     name="mistral",
@@ -30,4 +47,5 @@ FAMILY = Family(
     features=llama.features,
     weights=tuple(llama.weights({})),
     huggingface=llama.hugging_face("mistral"),
+    tensorrt_llm=llama.trt_table(_trt_fields(), {}, caveat=llama.trt_caveat(windows)),
 )

@@ -164,6 +164,18 @@ def repeats(key: str, write: Callable[[Config], Any]) -> Field:
     return Field(key, write, read)
 
 
+NULL = "null"
+
+
+def nullable(key: str, config: str) -> Field:
+    """A value of the config that may be null; that is what the loader takes where there is none."""
+
+    def read(found: Any, section: Section) -> Config:
+        return {config: None if found == NULL else found}
+
+    return Field(key, lambda values: values[config], read, absent=NULL)
+
+
 # TensorRT-LLM knows one gelu, the tanh form, under all of these names (tensorrt_llm/functional.py, ACT2FN).
 TANH = ("gelu_new", "gelu_pytorch_tanh", "gelu_fast")
 ACTIVATIONS = (*TANH, "gelu", "relu", "silu")

@@ -66,6 +66,6 @@ def read(file: str, fields: Sequence[Field], sections: Mapping[str, Section]) ->
             found.values[one.key] = {} if text is None else one.read(text, section)
         except (ValueError, KeyError, TypeError, ArithmeticError) as error:
             found.problems.append(Problem(one.key, got=repr(text), rule=str(error), source=file))
-        if stated is None:
+        if key.lower() not in section:
             found.absent.update(found.values.get(one.key, {}))
     return found

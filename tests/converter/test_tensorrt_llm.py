@@ -112,6 +112,24 @@ DECODERS: dict[str, tuple[Callable[..., tiny.Model], dict[str, Any]]] = {
     "gpt2, untied, n_inner null": (tiny.gpt2, {"tie_word_embeddings": False, "n_inner": None}),
     "gptneox": (tiny.gptneox, {"intermediate_size": 128, "vocab_size": 28}),
     "gptneox, tied": (tiny.gptneox, {"intermediate_size": 128, "vocab_size": 32, "tie_word_embeddings": True}),
+    "llama": (tiny.llama, {"num_key_value_heads": 4, "rope_theta": 500.0}),
+    "llama, biases, two heads of keys, wide, tied": (
+        tiny.llama,
+        {"attention_bias": True, "mlp_bias": True, "head_dim": 10, "tie_word_embeddings": True},
+    ),
+    "llama, one head of keys, scaled": (
+        tiny.llama,
+        {"num_key_value_heads": 1, "rope_scaling": {"rope_type": "linear", "factor": 2.0}},
+    ),
+    "mistral": (tiny.mistral, {"sliding_window": 5}),
+    "qwen2": (tiny.qwen2, {"num_key_value_heads": 1}),
+    "qwen2, tied": (tiny.qwen2, {"tie_word_embeddings": True}),
+}
+# their norms are stored with 1 added
+GEMMAS: dict[str, tuple[Callable[..., tiny.Model], dict[str, Any]]] = {
+    "gemma": (tiny.gemma, {"num_key_value_heads": 1, "vocab_size": 28}),
+    "gemma, biases": (tiny.gemma, {"attention_bias": True, "vocab_size": 28, "hidden_act": "relu"}),
+    "gemma 2": (tiny.gemma2, {"vocab_size": 28, "attn_logit_softcapping": None}),
 }
 
 
@@ -132,6 +150,108 @@ def test_decoders(case: str, dtype: str, tp: int, pp: int, dim: int | None, budg
         rules = tensorrt_llm.table(source.family)
         variant = Variant(tp, pp if rules.pipeline else 1, embedding_sharding_dim=dim)
         obeys_the_laws(source, base, variant, budget)
+
+
+@pytest.mark.parametrize("case", GEMMAS)
+@settings(some, max_examples=10)
+@given(
+    dtype=st.sampled_from(["float32", "float16", "bfloat16"]),
+    to=st.sampled_from(["float32", "float16", "bfloat16"]),
+    tp=st.sampled_from([1, 2, 4]),
+    budget=st.sampled_from([1, 1 << 30]),
+)
+def test_gemmas(case: str, dtype: str, to: str, tp: int, budget: int) -> None:
+    """Norms are the sum as it should be; read back, everything else is the same, and written again all of it."""
+    builder, changes = GEMMAS[case]
+    model = builder(dtype=dtype, **changes)
+    norms = [name for name in model.arrays if "norm" in name]
+    for name in norms:  # around 0, as they are trained, with some that are far away
+        model.arrays[name] = (model.arrays[name] - model.arrays[name].dtype.type(1)) * model.arrays[name].dtype.type(2)
+        model.arrays[name][:3] = -1, 0.0078125, 1000
+    with tempfile.TemporaryDirectory() as name:
+        base = Path(name)
+        source = huggingface.open(str(model.save(base / "hf")))
+        written = write(source, base / "one", Variant(tp), to, budget)
+        stored = load_file(written / "rank0.safetensors")
+        wide = np.float16 if dtype == "float16" else np.float32
+        for key, norm in (("transformer.ln_f", "model.norm"), (f"{LAYER0}.post_layernorm", f"{CANONICAL0}.{POST}")):
+            expected = (model.arrays[f"{norm}.weight"].astype(wide) + wide(1)).astype(dtype_named(to))
+            assert stored[f"{key}.weight"].tobytes() == expected.tobytes()
+        again = tensorrt_llm.open(str(written), source.config, None, source.family.name)
+        check_repeats(again)
+        assert again.config == source.config
+        assert again.widest_dtype.name == to
+        narrow = source.cast(dtype_named(to)).tensors
+        for key, tensor in again.tensors.items():
+            if key not in norms:
+                assert tensor.read().tobytes() == narrow[key].read().tobytes(), key
+        assert tree(write(again, base / "again", Variant(tp), to)) == tree(written)
+        single = write(again, base / "single", Variant(), to)
+        assert tree(single) == tree(write(source, base / "direct", Variant(), to))
+
+
+LAYER0, CANONICAL0, POST = "transformer.layers.0", "model.layers.0", "post_attention_layernorm"
+
+
+@pytest.mark.parametrize("case", GEMMAS)
+def test_gemmas_in_float32_keep_their_logits(case: str, tmp_path: Path) -> None:
+    builder, changes = GEMMAS[case]
+    source = builder(**changes).save(tmp_path / "source")
+    done("hf-to-trtllm", source, tmp_path / "trtllm", "-t", 2)
+    config = json.loads((tmp_path / "trtllm" / "config.json").read_text())
+    assert (config["use_parallel_embedding"], config["embedding_sharding_dim"]) == (True, 0)
+    done("trtllm-to-trtllm", tmp_path / "trtllm", tmp_path / "again", "-t", 4)
+    done("trtllm-to-hf", tmp_path / "again", tmp_path / "hf")
+    assert np.abs(logits(tmp_path / "hf") - logits(source)).max() < 1e-4
+    for folder, origin in (("trtllm", "source"), ("again", "trtllm"), ("hf", "again")):
+        done("verify", tmp_path / folder, "--source", tmp_path / origin)
+    assert "read back as the nearest value" in ftconvert("inspect", tmp_path / "trtllm").stdout
+
+
+def test_the_fine_tuned_gemma_2_with_its_adapter(tmp_path: Path) -> None:
+    """Base plus adapter in, merged checkpoint out: the same as of the model that was merged before."""
+    source = tiny.gemma2("bfloat16", vocab_size=28).save(tmp_path / "source")
+    random = np.random.default_rng(0)
+    prefix, factors = "base_model.model.model.layers", {}
+    for i, (module, out) in ((i, one) for i in range(2) for one in (("q_proj", 32), ("v_proj", 16))):
+        factors[f"{prefix}.{i}.self_attn.{module}.lora_A.weight"] = random.standard_normal((3, 24), np.float32)
+        factors[f"{prefix}.{i}.self_attn.{module}.lora_B.weight"] = random.standard_normal((out, 3), np.float32)
+    (tmp_path / "adapter").mkdir()
+    save_file(factors, tmp_path / "adapter" / "adapter_model.safetensors")
+    settings = {"peft_type": "LORA", "r": 3, "lora_alpha": 6, "target_modules": ["q_proj", "v_proj"]}
+    (tmp_path / "adapter" / "adapter_config.json").write_text(json.dumps(settings))
+    done("hf-to-trtllm", source, tmp_path / "out", "--lora", tmp_path / "adapter", "-t", 2)
+    done("verify", tmp_path / "out", "--source", source)
+    done("hf-to-hf", source, tmp_path / "merged", "--lora", tmp_path / "adapter")
+    done("hf-to-trtllm", tmp_path / "merged", tmp_path / "direct", "-t", 2)
+    done("hf-to-trtllm", source, tmp_path / "base", "-t", 2)
+    for rank in ("rank0.safetensors", "rank1.safetensors"):
+        assert (tmp_path / "out" / rank).read_bytes() == (tmp_path / "direct" / rank).read_bytes()
+        assert (tmp_path / "out" / rank).read_bytes() != (tmp_path / "base" / rank).read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("build", "sizes"),
+    [
+        (lambda: tiny.mistral(sliding_window=5), "5"),
+        (lambda: tiny.gemma2(), "6,32"),
+        (
+            lambda: tiny.gemma2(num_hidden_layers=4, layer_types=[*["full_attention"] * 3, "sliding_attention"]),
+            "32,32,32,6",
+        ),
+        (lambda: tiny.qwen2(use_sliding_window=True, sliding_window=4, max_window_layers=1), "32,4"),
+        (lambda: tiny.mistral(sliding_window=None), ""),
+        (lambda: tiny.mistral(sliding_window=32), ""),
+        (lambda: tiny.gemma2(sliding_window=None), ""),
+        (lambda: tiny.qwen2(sliding_window=4, max_window_layers=0), ""),
+        (lambda: tiny.llama(), ""),
+    ],
+)
+def test_windows_of_attention_are_noted(build: Callable[[], tiny.Model], sizes: str, tmp_path: Path) -> None:
+    """No checkpoint can hold them; the runtime is told."""
+    said = done("hf-to-trtllm", build().save(tmp_path / "hf"), tmp_path / "out")
+    assert ("max_attention_window_size" in said) == bool(sizes)
+    assert not sizes or f"max_attention_window_size {sizes}\n" in said
 
 
 @pytest.mark.parametrize("case", DECODERS)
@@ -255,6 +375,49 @@ OPTIONS: dict[str, tuple[Callable[[], tiny.Model], tuple[object, ...], int, str]
         65,
         "rope_scaling",
     ),
+    "stages of Gemma": (lambda: tiny.gemma2(vocab_size=28), ("-p", 2), 78, "cannot divide gemma2"),
+    "vocabulary of Gemma": (lambda: tiny.gemma(), ("-t", 2), 78, "vocab_size"),
+    "columns of Gemma's embedding": (
+        lambda: tiny.gemma(vocab_size=28),
+        ("-t", 2, "--parallel-embedding", 1),
+        78,
+        "by its rows alone",
+    ),
+    "columns that do not divide": (
+        lambda: tiny.llama(hidden_size=26, head_dim=8),
+        ("-t", 4, "--parallel-embedding", 1),
+        78,
+        "hidden_size that is a multiple",
+    ),
+    "key heads that ranks cannot share": (
+        lambda: tiny.llama(num_attention_heads=12, num_key_value_heads=4, intermediate_size=18),
+        ("-t", 6),
+        78,
+        "a divisor or a multiple of num_key_value_heads, 4",
+    ),
+    "inner size of LLaMA": (lambda: tiny.llama(intermediate_size=18), ("-t", 4), 78, "intermediate_size"),
+    "Gemma with a head of its own": (lambda: tiny.gemma(tie_word_embeddings=False), (), 65, "tie_word_embeddings"),
+    "Gemma that looks ahead": (
+        lambda: tiny.gemma2(use_bidirectional_attention=True),
+        (),
+        65,
+        "use_bidirectional_attention",
+    ),
+    "LLaMA's activation": (lambda: tiny.llama(hidden_act="mish"), (), 65, "hidden_act"),
+    "Gemma 2's activation": (lambda: tiny.gemma2(hidden_activation="mish"), (), 65, "hidden_activation"),
+    **{
+        f"positions scaled by {kind}": (
+            lambda kind=kind, more=more: tiny.llama(rope_scaling={"type": kind, **more}),
+            (),
+            65,
+            f"linear or llama3\n  got      {kind}",
+        )
+        for kind, more in {
+            "dynamic": {"factor": 2.0},
+            "yarn": {"factor": 2.0},
+            "longrope": {"short_factor": [1.0, 1.0, 1.0], "long_factor": [2.0, 2.0, 2.0]},
+        }.items()
+    },
     "activation": (lambda: tiny.gpt2(activation_function="mish"), (), 65, "activation_function"),
     "layer scale": (lambda: tiny.gpt2(scale_attn_by_inverse_layer_idx=True), (), 65, "inverse_layer_idx"),
 }
@@ -363,6 +526,46 @@ def test_a_damaged_source(case: str, written: Path, tmp_path: Path) -> None:
     damage, said = FAULTS[case]
     damage(written)
     assert said in refused(65, "trtllm-to-hf", written, tmp_path / "out")
+
+
+ROTARY_FAULTS: dict[str, tuple[dict[str, Any], str]] = {
+    "a scaling that is none": ({"rotary_scaling": "linear"}, "rope_scaling: expected an object"),
+    "a scaling without a factor": ({"rotary_scaling": {"type": "linear"}}, "expected a positive factor"),
+    "a scaling that is not computed": ({"rotary_scaling": {"type": "yarn", "factor": 2.0}}, "linear or llama3"),
+    "another layout of positions": ({"position_embedding_type": "rope_gptj"}, "position_embedding_type"),
+    "shared heads that do not divide": ({"num_key_value_heads": 3}, "num_key_value_heads"),
+    "half a pair": ({"head_size": 5}, "head_dim"),
+    "an activation that is a list": ({"hidden_act": ["silu"]}, "hidden_act"),
+    "no epsilon": ({"norm_epsilon": 0}, "rms_norm_eps"),
+    "biases that are not there": ({"attn_bias": True}, "attention.qkv.bias"),
+    "a switch that is none": ({"mlp_bias": "no"}, "mlp_bias"),
+    "a network of another kind": ({"residual_mlp": True}, "residual_mlp"),
+}
+
+
+@pytest.mark.parametrize("case", ROTARY_FAULTS)
+def test_a_damaged_llama(case: str, tmp_path: Path) -> None:
+    values, said = ROTARY_FAULTS[case]
+    done("hf-to-trtllm", tiny.llama().save(tmp_path / "hf"), tmp_path / "written", "-t", 2)
+    (tmp_path / "written" / "manifest.json").unlink()
+    change(tmp_path / "written", **values)
+    assert said in refused(65, "trtllm-to-hf", tmp_path / "written", tmp_path / "out")
+
+
+def test_null_is_a_value_of_its_own(tmp_path: Path) -> None:
+    """Without a manifest: no cap is not the cap that Gemma 2 usually has."""
+    caps = {"attn_logit_softcapping": None, "final_logit_softcapping": None}
+    done("hf-to-trtllm", tiny.gemma2(vocab_size=28, **caps).save(tmp_path / "hf"), tmp_path / "written")
+    (tmp_path / "written" / "manifest.json").unlink()
+    expected = {**caps, "rope_scaling": None}
+    for absent in ((), tuple(caps)):
+        config = json.loads((tmp_path / "written" / "config.json").read_text())
+        kept = {key: value for key, value in config.items() if key not in absent}
+        (tmp_path / "written" / "config.json").write_text(json.dumps(kept))
+        found = json.loads(ftconvert("inspect", tmp_path / "written", "--json").stdout)
+        assert {key: found["config"][key] for key in expected} == expected
+        assert expected.keys() & set(found["assumed"]) == set(absent)
+        assert {"sliding_window", "tie_word_embeddings"} <= set(found["assumed"])
 
 
 def test_half_of_an_encoder_decoder(tmp_path: Path) -> None:

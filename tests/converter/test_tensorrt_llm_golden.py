@@ -14,7 +14,10 @@ from conftest import ROOT, done
 from safetensors import safe_open
 
 EXPECTED: dict[str, Any] = json.loads((ROOT / "tests" / "golden" / "tensorrt_llm.json").read_text())
-CASES = ("gpt2_even_vocab", "gptneox_small", "t5_v1_0_relu_tied", "ul2_gated_silu_untied")
+CASES = (
+    *("gpt2_even_vocab", "gptneox_small", "t5_v1_0_relu_tied", "ul2_gated_silu_untied"),
+    *("llama_mha_odd_vocab", "mistral_gqa", "gemma2_gqa", "qwen2_tied"),
+)
 # The loader's own defaults, and how many values are quantised together: without weight-only layers nothing reads them.
 IGNORED = ("runtime_defaults", "moe", "moe_intermediate_size", "moe_shared_expert_intermediate_size")
 MAPPING = ("world_size", "tp_size", "pp_size")
@@ -75,14 +78,19 @@ def test_read_back_the_model_is_the_one_it_was(golden: Callable[[str], Path], tm
         done("trtllm-to-hf", out, tmp_path / f"{variant}-hf")
         with safe_open(tmp_path / f"{variant}-hf" / "model.safetensors", "pt") as file:
             for name in file.keys():  # noqa: SIM118
-                if name in expected:
-                    assert file.get_tensor(name).equal(expected[name]), name
+                if name not in expected:
+                    continue
+                found, was = file.get_tensor(name).float(), expected[name].float()
+                if case == "gemma2_gqa" and "norm" in name:  # stored with 1 added, rounded to 8 binary digits
+                    assert ((found - was).abs() <= 2**-8 * (1 + was).abs()).all(), name
+                else:
+                    assert found.equal(was), name
             assert len(file.keys()) >= len(expected) * 0.9
 
 
 @pytest.mark.parametrize(
     ("written", "case"),
-    [("trtllm_written_t5_tp2", "t5_v1_0_relu_tied")],
+    [("trtllm_written_t5_tp2", "t5_v1_0_relu_tied"), ("trtllm_written_llama_pp2", "llama_mha_odd_vocab")],
 )
 def test_what_nvidias_converter_wrote_is_read(
     golden: Callable[[str], Path], tmp_path: Path, written: str, case: str
