@@ -17,13 +17,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 
-from converter import engine
+from converter import engine, ops
 from converter.checkpoint import Checkpoint, check_repeats
+from converter.families import gemma
 from converter.families.base import Variant
 from converter.formats import huggingface, open_any, t5x, tensorrt_llm
 from converter.plan import Plan
 from converter.storage import LocalStorage
-from converter.tensor import dtype_named
+from converter.tensor import dtype_named, in_memory
 
 some = settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
@@ -188,6 +189,46 @@ def test_gemmas(case: str, dtype: str, to: str, tp: int, budget: int) -> None:
         assert tree(write(again, base / "again", Variant(tp), to)) == tree(written)
         single = write(again, base / "single", Variant(), to)
         assert tree(single) == tree(write(source, base / "direct", Variant(), to))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+@pytest.mark.parametrize("to", ["float32", "float16", "bfloat16"])
+def test_one_is_added_as_nvidias_converter_adds_it(dtype: str, to: str) -> None:
+    """In float16 for such a source, else in float32, and rounded to the type that is written."""
+    random = np.random.default_rng(0)
+    values = np.concatenate([random.standard_normal(999), -1 - random.standard_normal(99) / 64]).astype(
+        dtype_named(dtype)
+    )
+    wide = np.float16 if dtype == "float16" else np.float32
+    expected = (values.astype(wide) + wide(1)).astype(dtype_named(to))
+    stored = ops.cast(gemma.PLUS_ONE.forward([in_memory(values, "norm")]), dtype_named(to))
+    assert stored.read().tobytes() == expected.tobytes()
+    (back,) = gemma.PLUS_ONE.inverse(in_memory(expected, "stored"))
+    assert np.abs(back.read() - values.astype(np.float32)).max() < 2**-6
+    assert ops.cast(gemma.PLUS_ONE.forward([back]), dtype_named(to)).read().tobytes() == expected.tobytes()
+
+
+def test_biases_of_a_llama_by_rank(tmp_path: Path) -> None:
+    """Divided where the outputs are; whole where the ranks' parts are added up first, as the bias is added once."""
+    model = tiny.llama(attention_bias=True, mlp_bias=True)  # 4 heads of 6, two of them for keys
+    done("hf-to-trtllm", model.save(tmp_path / "hf"), tmp_path / "out", "-t", 2)
+    bias = {name.removeprefix("model.layers.1."): array for name, array in model.arrays.items() if ".bias" in name}
+    q, k, v = (bias[f"self_attn.{one}_proj.bias"] for one in "qkv")
+    for rank in range(2):
+        found = load_file(tmp_path / "out" / f"rank{rank}.safetensors")
+        own = [q[12 * rank :][:12], k[6 * rank :][:6], v[6 * rank :][:6]]
+        expected = {
+            "attention.qkv": np.concatenate(own),
+            "attention.dense": bias["self_attn.o_proj.bias"],
+            "mlp.fc": bias["mlp.gate_proj.bias"][10 * rank :][:10],
+            "mlp.gate": bias["mlp.up_proj.bias"][10 * rank :][:10],
+            "mlp.proj": bias["mlp.down_proj.bias"],
+        }
+        assert {name for name in found if name.endswith(".bias") and "layers.1" in name} == {
+            f"transformer.layers.1.{name}.bias" for name in expected
+        }
+        for name, array in expected.items():
+            assert found[f"transformer.layers.1.{name}.bias"].tobytes() == array.tobytes(), name
 
 
 LAYER0, CANONICAL0, POST = "transformer.layers.0", "model.layers.0", "post_attention_layernorm"
