@@ -6,6 +6,7 @@ None of them reads anything. Shapes stand in the first line of each docstring.
 from __future__ import annotations
 
 import math
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -94,11 +95,11 @@ def concat(tensors: Sequence[LazyTensor], axis: int) -> LazyTensor:
     offsets = [sum(sizes[:i]) for i in range(len(sizes))]
 
     def needs(box: Box) -> tuple[Box, ...]:
-        parts = []
-        for offset, size in zip(offsets, sizes, strict=True):
-            start = min(max(box.start[axis] - offset, 0), size)
-            stop = min(max(box.stop[axis] - offset, start), size)
-            parts.append(box.along(axis, start, stop))
+        start, stop = box.start[axis], box.stop[axis]
+        parts = [box.along(axis, 0, 0)] * len(sizes)  # there may be hundreds: heads put in another order
+        for i in range(max(0, bisect_right(offsets, start) - 1), bisect_left(offsets, stop)):
+            first, last = max(start - offsets[i], 0), min(stop - offsets[i], sizes[i])
+            parts[i] = box.along(axis, first, max(first, last))
         return tuple(parts)
 
     unit = math.lcm(*(tensor.grain[axis] for tensor in tensors))

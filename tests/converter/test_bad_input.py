@@ -22,7 +22,7 @@ from converter.formats import gin
 
 QUERY = "target.encoder.layers_0.attention.query.kernel"  # [12, 24]
 SQUARE = "target.encoder.layers_0.attention.out.kernel"  # [24, 12]
-HOSTILE_SECONDS = 2.0  # for saying no to what was made to make us hang
+HOSTILE_SECONDS = 5.0  # for saying no to what was made to make us hang
 
 
 @pytest.fixture

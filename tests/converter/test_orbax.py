@@ -30,7 +30,7 @@ from converter.tensor import dtype_named
 SMALL = tiny.T5(d_model=24, d_kv=12, num_layers=1, num_decoder_layers=1)
 QUERY = "target.encoder.layers_0.attention.query.kernel"  # [24, 48]
 CHUNK_BYTES = 2400  # half of QUERY, and too much to lie in the B-tree itself
-HOSTILE_SECONDS = 2.0
+HOSTILE_SECONDS = 5.0
 
 
 def save(base: Path, arrays: tiny.Arrays, step: int = 1000, chunk_bytes: int | None = None, **handler: Any) -> Path:

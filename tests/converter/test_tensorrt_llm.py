@@ -57,7 +57,7 @@ def obeys_the_laws(source: Checkpoint, base: Path, variant: Variant, budget: int
 # ------------------------------------------------------------------------------------------------------------ the laws
 
 
-@some
+@settings(some, max_examples=12)
 @given(
     d_model=st.integers(1, 9),
     d_kv=st.integers(1, 7),
