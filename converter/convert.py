@@ -222,10 +222,10 @@ def _to_tensorrt_llm(request: Request, opened: Checkpoint, dtype: np.dtype[Any])
         "skip_cross_kv": request.skip_cross_kv,
         "quant": request.quant,
     }
-    table = tensorrt_llm.table(opened.family)
-    build = trtllm_build.commands(table, opened.config, variant, dtype)
+    build = trtllm_build.commands(tensorrt_llm.table(opened.family), opened.config, variant, dtype)
     given = {key: value for key, value in options.items() if value is not None and value is not False and value != ""}
-    return Laid(_with_note(opened, table.caveat(opened.config)), files, given, {"trtllm_build": build})
+    notes = tensorrt_llm.notes(opened.family, opened.config, variant)
+    return Laid(replace(opened, notes=(*opened.notes, *notes)), files, given, {"trtllm_build": build})
 
 
 def _with_note(model: Checkpoint, note: str) -> Checkpoint:

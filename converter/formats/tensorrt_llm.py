@@ -116,6 +116,21 @@ def outputs(model: Checkpoint, dtype: np.dtype[Any], wanted: Variant) -> list[Ou
     return [*files, *configs]
 
 
+def notes(family: Family, config: Config, variant: Variant) -> list[str]:
+    """What a user should know before an engine is built."""
+    rules = table(family)
+    found = [rules.caveat(config)]
+    if len(rules.parts) > 1 and variant.pp_size > 1:  # examples/models/core/enc_dec/README.md
+        found.append(
+            "Triton's TensorRT-LLM backend serves encoder-decoder models of one stage; more take NVIDIA's Python runtime"
+        )
+    if len(rules.parts) > 1 and variant.quant_algo:
+        found.append(
+            "NVIDIA's own converters never ask for weight-only encoder-decoders: try one before you rely on it"
+        )
+    return [note for note in found if note]
+
+
 def adapted(family: Family, config: Config, wanted: Variant) -> Variant:
     """The variant that is written: what the family needs, after checking what it cannot have.
 

@@ -239,6 +239,13 @@ def test_exact_gelu_is_noted(tmp_path: Path) -> None:
     assert "tanh" not in done("hf-to-trtllm", tiny.gpt2().save(tmp_path / "g"), tmp_path / "other")
 
 
+def test_what_is_unusual_for_encoder_decoders_is_noted(tmp_path: Path) -> None:
+    source = tiny.t5x_checkpoint(tmp_path / "t5x", tiny.T5(d_model=64, d_kv=16, d_ff=64, num_decoder_layers=2))
+    assert "note" not in done("jax-to-trtllm", source, tmp_path / "a", "--model", "ul2")
+    assert "one stage" in done("jax-to-trtllm", source, tmp_path / "b", "--model", "ul2", "-p", 2)
+    assert "weight-only" in done("jax-to-trtllm", source, tmp_path / "c", "--model", "ul2", "--quant", "w4a16")
+
+
 # ------------------------------------------------------------------------------------------------------------- refusals
 
 OPTIONS: dict[str, tuple[Callable[[], tiny.Model], tuple[object, ...], int, str]] = {
