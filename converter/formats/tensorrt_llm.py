@@ -126,7 +126,7 @@ def notes(family: Family, config: Config, variant: Variant) -> list[str]:
         )
     if len(rules.parts) > 1 and variant.quant_algo:
         found.append(
-            "NVIDIA's own converters never ask for weight-only encoder-decoders: try one before you rely on it"
+            "NVIDIA's own converters never ask for weight-only encoder-decoders: try it first"
         )
     return [note for note in found if note]
 
