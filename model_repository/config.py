@@ -18,7 +18,7 @@ from converter.errors import SourceError
 class Tensor:
     """One input or output: Triton's type without `TYPE_`, and the shape of one request without the batch dimension.
 
-    Requests with `ragged` inputs of unequal shapes may be batched with each other: the backend is told the shapes.
+    Requests with `ragged` inputs of unequal shapes may be batched with each other.
     """
 
     name: str
@@ -34,19 +34,24 @@ def scalar(name: str, dtype: str, optional: bool = True) -> Tensor:
 
 
 def add_inputs(config: ModelConfig, tensors: Sequence[Tensor]) -> None:
-    """Declare inputs; a scalar is dims [1] with an empty reshape, a ragged one has a batch input with its shapes."""
+    """Declare inputs; a scalar is dims [1] with an empty reshape."""
     for tensor in tensors:
         added: ModelInput = config.input.add(
-            name=tensor.name, data_type=_type(tensor.dtype), dims=tensor.dims or (1,), optional=tensor.optional
+            name=tensor.name,
+            data_type=_type(tensor.dtype),
+            dims=tensor.dims or (1,),
+            optional=tensor.optional,
+            allow_ragged_batch=tensor.ragged,
         )
         if not tensor.dims:
             added.reshape.SetInParent()
-        if tensor.ragged:
-            added.allow_ragged_batch = True
-            shapes = config.batch_input.add(kind=BatchInput.BATCH_ITEM_SHAPE, data_type=_type("INT32"))
-            # both names are what FasterTransformer's backend looks for (libfastertransformer.cc, ValidateInputs)
-            shapes.target_name.append(f"{tensor.name}_item_shape")
-            shapes.source_input.append(tensor.name)
+
+
+def add_item_shapes(config: ModelConfig, source: str, target: str) -> None:
+    """A batch input that tells a backend the shapes of the ragged input `source`, under the name that it looks for."""
+    shapes = config.batch_input.add(kind=BatchInput.BATCH_ITEM_SHAPE, data_type=_type("INT32"))
+    shapes.target_name.append(target)
+    shapes.source_input.append(source)
 
 
 def add_outputs(config: ModelConfig, tensors: Sequence[Tensor]) -> None:

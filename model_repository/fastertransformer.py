@@ -14,7 +14,7 @@ from tritonclient.grpc.model_config_pb2 import ModelConfig, ModelInstanceGroup
 
 from converter.families import family_named
 from converter.formats.fastertransformer import folder, layout_of
-from model_repository.config import Tensor, add_inputs, add_outputs, add_parameters, emit, scalar
+from model_repository.config import Tensor, add_inputs, add_item_shapes, add_outputs, add_parameters, emit, scalar
 
 BACKEND = "fastertransformer"
 MAX_BATCH_SIZE = 1024  # what NVIDIA's own repositories declare; a client decides how much of it to send at once
@@ -113,9 +113,12 @@ def model_config(manifest: Mapping[str, Any], version: int, manifest_sha256: str
     config.model_transaction_policy.decoupled = False
     # KIND_CPU is the only kind the backend accepts: it takes the GPUs itself.
     config.instance_group.add(count=1, kind=ModelInstanceGroup.KIND_CPU)
-    if any(tensor.ragged for tensor in INPUTS[model_type]):
-        config.dynamic_batching.max_queue_delay_microseconds = QUEUE_DELAY_US
     add_inputs(config, INPUTS[model_type])
+    for tensor in INPUTS[model_type]:
+        if tensor.ragged:
+            config.dynamic_batching.max_queue_delay_microseconds = QUEUE_DELAY_US
+            # both names are what the backend looks for (libfastertransformer.cc, ValidateInputs)
+            add_item_shapes(config, tensor.name, f"{tensor.name}_item_shape")
     add_outputs(config, OUTPUTS[model_type])
     add_parameters(
         config,
