@@ -1,7 +1,8 @@
 """Text generation on a CPU, shared by every backend that stands in for a GPU one.
 
     requests ─> Row, ... (one per sequence) ─> greedy(model, rows) ─> [ids] per row ─┬> pad_outputs ──> response tensors
-                                                                 (a decoder's prompt) └> join_outputs ─┘
+                                                   │             (a decoder's prompt) └> join_outputs ─┘
+                                                   └─> listen(id), while it generates a single row
 
 What a request asks for beyond greedy decoding is refused by name (`refuse_unsupported`), never ignored: a stand-in that
 answers with something else than the real backend would be worse than none.
@@ -29,6 +30,7 @@ from transformers import (
 )
 
 Array = npt.NDArray[Any]
+Listener = Callable[[int], bool]  # is told a generated id, says whether to go on
 MOST_TOKENS = 1 << 15  # of one output; a larger wish would take minutes and gigabytes before it failed
 
 
@@ -67,12 +69,13 @@ class Row:
 
 
 @torch.inference_mode()
-def greedy(model: GenerationMixin, rows: Sequence[Row]) -> list[list[int]]:
+def greedy(model: GenerationMixin, rows: Sequence[Row], listen: Listener | None = None) -> list[list[int]]:
     """The most probable token at each step, for every row as if it were alone.
 
     Args:
         model: in eval mode. Its own generation settings are not used.
-        rows: may differ in everything.
+        rows: may differ in everything; with `listen` there is one.
+        listen: called with each id as soon as it is generated, the end id included. The row ends when it says False.
 
     Returns:
         per row its generated ids, at most `max_output_len`, without a decoder's prompt; the last one is the end id if
@@ -88,9 +91,12 @@ def greedy(model: GenerationMixin, rows: Sequence[Row]) -> list[list[int]]:
     # and shares the weights.
     plain = copy.copy(model)
     plain.generation_config = GenerationConfig()
+    stop = StoppingCriteriaList([_Heard(listen)] if listen else [])
+    if listen and len(rows) != 1:
+        raise ValueError(f"expected one row to listen to, found {len(rows)}")
     if model.config.is_encoder_decoder:
-        return _with_encoder(plain, rows)
-    return [_decoder_alone(plain, row) for row in rows]
+        return _with_encoder(plain, rows, stop)
+    return [_decoder_alone(plain, row, stop) for row in rows]
 
 
 # Where a position is a row of a table, learned (GPT-2, OPT) or made once (GPT-J, whose FasterTransformer has none), the
@@ -119,7 +125,18 @@ class _EachRowEnds(StoppingCriteria):  # type: ignore[misc]  # transformers' bas
         return (input_ids[:, -1] == self.end_ids) | (input_ids.shape[1] - 1 >= self.lengths)
 
 
-def _with_encoder(plain: GenerationMixin, rows: Sequence[Row]) -> list[list[int]]:
+class _Heard(StoppingCriteria):  # type: ignore[misc]
+    """Passes on what the only row has got; the row is done when nobody wants more."""
+
+    def __init__(self, listen: Listener) -> None:
+        self.listen = listen
+
+    def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
+        """[1, all ids so far] -> bool [1]. Asked once after each step."""
+        return torch.tensor([not self.listen(int(input_ids[0, -1]))])
+
+
+def _with_encoder(plain: GenerationMixin, rows: Sequence[Row], stop: StoppingCriteriaList) -> list[list[int]]:
     """All rows as one batch: padding behind an encoder's input changes nothing."""
     steps = max((row.max_output_len for row in rows), default=0)
     if steps == 0:
@@ -137,12 +154,15 @@ def _with_encoder(plain: GenerationMixin, rows: Sequence[Row]) -> list[list[int]
         decoder_start_token_id=[row.start_id for row in rows],
         pad_token_id=0,
     )
-    stop = StoppingCriteriaList([_EachRowEnds(rows)])
     # `generate` would make a cache of as many layers as T5's *encoder* has; one without a config grows as needed.
     cache = EncoderDecoderCache(DynamicCache(), DynamicCache())
     # [rows, 1 + steps]; a row that is done goes on with whatever comes until all are
     output = plain.generate(
-        input_ids, attention_mask=mask, generation_config=config, stopping_criteria=stop, past_key_values=cache
+        input_ids,
+        attention_mask=mask,
+        generation_config=config,
+        stopping_criteria=StoppingCriteriaList([*stop, _EachRowEnds(rows)]),
+        past_key_values=cache,
     )
     return [
         _until_end(ids[1 : 1 + row.max_output_len], row.end_id) for ids, row in zip(output.tolist(), rows, strict=True)
@@ -153,7 +173,7 @@ def _until_end(ids: list[int], end_id: int) -> list[int]:
     return ids[: ids.index(end_id) + 1] if end_id in ids else ids
 
 
-def _decoder_alone(plain: GenerationMixin, row: Row) -> list[int]:
+def _decoder_alone(plain: GenerationMixin, row: Row, stop: StoppingCriteriaList) -> list[int]:
     """One row by itself: prompts of unequal lengths need no padding then, which positions and ALiBi would have to skip.
 
     Slower than a batch, and exactly what the row gives alone.
@@ -164,7 +184,9 @@ def _decoder_alone(plain: GenerationMixin, row: Row) -> list[int]:
         do_sample=False, num_beams=1, max_new_tokens=row.max_output_len, eos_token_id=row.end_id, pad_token_id=0
     )
     prompt = torch.tensor([row.input_ids])
-    output = plain.generate(prompt, attention_mask=torch.ones_like(prompt), generation_config=config)
+    output = plain.generate(
+        prompt, attention_mask=torch.ones_like(prompt), generation_config=config, stopping_criteria=stop
+    )
     return list(output[0, prompt.shape[1] :].tolist())
 
 
@@ -229,6 +251,7 @@ def only(*values: float) -> Neutral:
 
 
 ANY = Neutral(lambda array: bool((array == array).all()), "any number")  # NaN differs from itself
+EMPTY = Neutral(lambda array: array.size == 0, "an empty tensor")
 # [..., 2, n]: token ids above, the offset where each word ends below; -1 is no word
 NO_WORDS = Neutral(lambda array: bool((array[..., 1, :] == -1).all()), "no words, [[0], [-1]]")
 
@@ -253,6 +276,32 @@ NEUTRAL: Mapping[str, Neutral] = {
     "top_p_decay": ANY,
     "top_p_min": ANY,
     "top_p_reset_ids": ANY,
+}
+# The same of the TensorRT-LLM backend (NVIDIA/TensorRT-LLM, triton_backend/inflight_batcher_llm/src/utils.cc,
+# createRequestsFromInputTensors; cpp/tensorrt_llm/layers/defaultDecodingParams.h).
+SHARED = (
+    *("runtime_top_k", "runtime_top_p", "beam_width", "temperature", "len_penalty", "repetition_penalty"),
+    *("presence_penalty", "beam_search_diversity_rate", "bad_words_list", "stop_words_list"),
+)
+TENSORRT_LLM: Mapping[str, Neutral] = {
+    **{name: NEUTRAL[name] for name in SHARED},
+    "frequency_penalty": only(0.0),
+    "min_tokens": only(0),  # 1 already forbids the end token in the first step
+    "num_return_sequences": only(1),
+    "return_log_probs": only(False),
+    "return_context_logits": only(False),
+    "return_generation_logits": only(False),
+    "return_perf_metrics": only(False),
+    "stop": only(False),
+    # what the preprocessing model sends when it was given none
+    "embedding_bias": EMPTY,
+    "prompt_table_extra_ids": EMPTY,
+    # sampling and beam search alone look at these
+    "seed": ANY,
+    "runtime_top_p_min": ANY,
+    "runtime_top_p_decay": ANY,
+    "runtime_top_p_reset_ids": ANY,
+    "early_stopping": ANY,
 }
 
 

@@ -12,6 +12,7 @@ from transformers import GenerationConfig, GPT2Config, GPT2LMHeadModel, T5Config
 
 from model_repository.backends.generation import (
     NEUTRAL,
+    TENSORRT_LLM,
     Row,
     greedy,
     join_outputs,
@@ -189,9 +190,7 @@ def test_decoders_outputs_are_joined_as_fastertransformer_does() -> None:
 
 
 def test_a_decoder_gives_each_row_what_transformers_generates_for_it_alone() -> None:
-    torch.manual_seed(11)
-    sizes = {"vocab_size": VOCABULARY, "n_positions": 40, "n_embd": 32, "n_layer": 2, "n_head": 4}
-    model = GPT2LMHeadModel(GPT2Config(**sizes, initializer_range=0.4)).eval()
+    model = tiny_gpt2()
     model.generation_config.do_sample = True  # not used
     batch = [replace(row, start_id=None, max_output_len=10 - i) for i, row in enumerate(rows())]
     batch[2] = replace(batch[2], max_output_len=0)
@@ -205,6 +204,38 @@ def test_a_decoder_gives_each_row_what_transformers_generates_for_it_alone() -> 
     assert [len(result) for result in greedy(model, ends)] == [result.index(result[1]) + 1 for result in results[:2]]
     with pytest.raises(ValueError, match="30 tokens and 11 more take 41 positions; this model has 40"):
         greedy(model, [replace(batch[4], max_output_len=11)])
+
+
+def tiny_gpt2() -> GPT2LMHeadModel:
+    torch.manual_seed(11)
+    sizes = {"vocab_size": VOCABULARY, "n_positions": 40, "n_embd": 32, "n_layer": 2, "n_head": 4}
+    return GPT2LMHeadModel(GPT2Config(**sizes, initializer_range=0.4)).eval()
+
+
+@pytest.mark.parametrize("build", [tiny_t5, tiny_gpt2])
+def test_a_listener_hears_each_token_once_and_may_end_the_row(build: Any) -> None:
+    model, row = build(), rows()[1]
+    row = replace(row, start_id=row.start_id if model.config.is_encoder_decoder else None)
+    (expected,) = greedy(model, [row])
+    assert len(expected) == 9
+    heard: list[int] = []
+
+    def listen(id: int, until: int = 99) -> bool:
+        heard.append(id)
+        return len(heard) < until
+
+    assert greedy(model, [row], listen) == [expected]
+    assert heard == expected
+    heard.clear()
+    ended = replace(row, end_id=expected[3])
+    assert greedy(model, [ended], listen) == [heard]  # the end token is heard, too
+    assert heard[-1] == expected[3]
+    heard.clear()
+    assert greedy(model, [row], lambda id: listen(id, 4)) == [expected[:4]]
+    assert heard == expected[:4]
+    assert greedy(model, [replace(row, max_output_len=0)], listen) == [[]]
+    with pytest.raises(ValueError, match="one row to listen to, found 2"):
+        greedy(model, [row, row], listen)
 
 
 NAN = float("nan")
@@ -231,19 +262,42 @@ CASES: list[tuple[str, list[Any], list[Any]]] = [
     ("top_p_reset_ids", [3], []),
     ("ia3_tasks", [], [0]),  # has no row in the table
 ]
+# what the TensorRT-LLM backend has beside, or under another name
+TENSORRT_LLM_CASES: list[tuple[str, list[Any], list[Any]]] = [
+    ("frequency_penalty", [0.0], [0.1, NAN]),
+    ("min_tokens", [0], [1]),
+    ("num_return_sequences", [1], [0, 2]),
+    ("return_log_probs", [False], [True]),
+    ("return_context_logits", [False], [True]),
+    ("return_generation_logits", [False], [True]),
+    ("return_perf_metrics", [False], [True]),
+    ("stop", [False], [True]),
+    ("embedding_bias", [[]], [[0.0]]),
+    ("prompt_table_extra_ids", [[]], [[0]]),
+    ("seed", [0, 2**63], []),
+    ("runtime_top_p_min", [1e-6], [NAN]),
+    ("runtime_top_p_decay", [0.5], [NAN]),
+    ("runtime_top_p_reset_ids", [3], []),
+    ("early_stopping", [False, True], []),
+    ("lora_task_id", [], [0]),
+]
+SHARED_CASES = [case for case in CASES if case[0] in TENSORRT_LLM]
+TABLES = [(NEUTRAL, CASES), (TENSORRT_LLM, SHARED_CASES + TENSORRT_LLM_CASES)]
 
 
-@pytest.mark.parametrize(("name", "neutral", "refused"), CASES)
-def test_what_is_not_greedy_is_refused_by_name(name: str, neutral: list[Any], refused: list[Any]) -> None:
+@pytest.mark.parametrize(
+    ("table", "name", "neutral", "refused"), [(table, *case) for table, cases in TABLES for case in cases]
+)
+def test_what_is_not_greedy_is_refused_by_name(table: Any, name: str, neutral: list[Any], refused: list[Any]) -> None:
     for value in neutral:
-        refuse_unsupported({name: np.array([value, value])})
+        refuse_unsupported({name: np.array([value, value])}, table)
     for value in refused:
         with pytest.raises(ValueError, match=f"^input '{name}' is "):
-            refuse_unsupported({name: np.array([value])})
-        if neutral:  # one row of a batch is enough
+            refuse_unsupported({name: np.array([value])}, table)
+        if neutral and np.size(neutral[0]):  # one row of a batch is enough
             batch = np.array([np.broadcast_to(neutral[0], np.shape(value)), value])
             with pytest.raises(ValueError, match=name):
-                refuse_unsupported({name: batch})
+                refuse_unsupported({name: batch}, table)
 
 
 def test_every_refused_input_is_named_at_once_with_its_value() -> None:
@@ -257,4 +311,5 @@ def test_every_refused_input_is_named_at_once_with_its_value() -> None:
 
 
 def test_the_table_is_tested_completely() -> None:
-    assert {name for name, _, _ in CASES} - {"ia3_tasks"} == set(NEUTRAL)
+    for table, cases in TABLES:
+        assert {name for name, _, _ in cases} - {"ia3_tasks", "lora_task_id"} == set(table)
