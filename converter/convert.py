@@ -119,9 +119,7 @@ def prepare(request: Request) -> Conversion:
     Raises:
         UsageError, SourceError, SourceMissingError, OptionsError, DestinationError: see errors.py.
     """
-    name = request.name or request.model or _folder_name(request.source)
-    if not name or "/" in name or name.startswith(".") or not name.isprintable():
-        raise UsageError(f"--name {name!r}: expected a folder name, printable, without `/` and not starting with a dot")
+    name = checked_name(request.name or request.model or _folder_name(request.source))
     source_format, target = request.pair
     step = request.step if source_format == "jax" else None
     opened = open_any(request.source, request.model or None, step, only=source_format)
@@ -258,6 +256,17 @@ def _destination(request: Request) -> Destination:
         if uri and not is_hub(uri) and where.root.contains(open_storage(uri)):
             raise DestinationError(f"{where.root}: holds the source {uri}. Choose a destination beside it.")
     return where
+
+
+def checked_name(name: str) -> str:
+    """The name of a served model, which is that of its folder.
+
+    Raises:
+        UsageError: it cannot be one.
+    """
+    if not name or "/" in name or name.startswith(".") or not name.isprintable():
+        raise UsageError(f"--name {name!r}: expected a folder name, printable, without `/` and not starting with a dot")
+    return name
 
 
 def convert(
