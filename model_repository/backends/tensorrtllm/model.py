@@ -1,0 +1,324 @@
+"""TensorRT-LLM's Triton backend, on a CPU: the same config.pbtxt, inputs and outputs; the checkpoint is its engine.
+
+    gpt_model_path, encoder_model_path ─> converter.formats ─> transformers' model (reference.load)
+    request ─> Ask per row ─> generation.greedy ─┬─> one response (decoupled: one per row)
+                                                 └─> streaming: one per token
+
+Source of what is taken and given: NVIDIA/TensorRT-LLM, triton_backend/inflight_batcher_llm/src/utils.cc
+(createRequestsFromInputTensors), model_instance_state.cc (fillTritonResponse), cpp/tensorrt_llm/batch_manager/
+llmRequest.cpp (createResult). Where it goes on with something that the request did not say (padding of a single row is
+taken for prompt, decoder_input_lengths is never read), the request is refused here.
+
+torch is imported where it is used: Triton starts this file twice for every model, the first time only to ask whether it
+completes the config, and the import is most of what a start takes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import triton_python_backend_utils as pb
+
+from converter.errors import FtconvertError, Problem, SourceError, SourceMissingError, report
+from converter.formats import manifest_folder, open_weights
+from converter.formats.outside import load_json
+from converter.manifest import MANIFEST
+from converter.storage import LocalStorage
+
+if TYPE_CHECKING:
+    from model_repository.backends.generation import Row
+
+Given = Mapping[str, np.ndarray[Any, Any]]
+
+REQUIRED_OUTPUTS = ("output_ids", "sequence_length")  # the backend answers no request that does not ask for both
+HANDLED = (
+    *("input_ids", "input_lengths", "request_output_len", "end_id", "pad_id", "exclude_input_in_output", "streaming"),
+    *("return_num_input_tokens", "return_num_output_tokens"),
+)
+DECODER_START = ("decoder_input_ids", "decoder_input_lengths")  # of encoder-decoder models alone
+
+
+@dataclass(frozen=True)
+class Ask:
+    """What one row asks for.
+
+    Args:
+        row: what to generate.
+        prompt: what it goes on from: the ids of a decoder, what an encoder-decoder model's decoder starts with.
+        repeat: whether an answer in one piece begins with the prompt.
+        stream: whether each token is sent by itself.
+        also: further outputs, by name: batch_index, num_input_tokens.
+        count: whether num_output_tokens is one of them.
+    """
+
+    row: Row
+    prompt: tuple[int, ...]
+    repeat: bool
+    stream: bool
+    also: Mapping[str, int]
+    count: bool
+
+
+class TritonPythonModel:
+    """One model instance."""
+
+    def initialize(self, args: dict[str, str]) -> None:
+        """Find the checkpoint by the parameters of config.pbtxt, and load it."""
+        config = json.loads(args["model_config"])
+        parameters = {key: value["string_value"] for key, value in config["parameters"].items()}
+        try:
+            weights = weights_folder(parameters)
+            check_manifest(parameters, weights)
+            checkpoint = open_weights(weights)
+            from model_repository.backends import reference  # torch, when it is known that there is something to load
+
+            self.model = reference.load(checkpoint)
+        except FtconvertError as error:
+            raise pb.TritonModelException(str(error)) from error
+        self.has_encoder = bool(self.model.config.is_encoder_decoder)
+        self.decoupled = bool(config["model_transaction_policy"]["decoupled"])
+        self.excludes = parameters.get("exclude_input_in_output", "").lower() in ("true", "1")
+        self.vocab_size = self.model.get_input_embeddings().num_embeddings
+        self.inputs = [tensor["name"] for tensor in config["input"]]
+
+    def execute(self, requests: list[Any]) -> None:
+        """Answer each request, or say what is wrong with it; one after the other."""
+        for request in requests:
+            sender = request.get_response_sender()
+            try:
+                asks = self._asks(request)
+            except ValueError as error:
+                refusal = pb.TritonError(str(error), pb.TritonError.INVALID_ARG)
+                sender.send(pb.InferenceResponse(error=refusal), pb.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
+                continue
+            for ask in asks:
+                self._answer(ask, request, sender, last=ask is asks[-1])
+
+    def _answer(self, ask: Ask, request: Any, sender: Any, last: bool) -> None:
+        """Generate a row and send what it asks for. A request that its client gave up ends early.
+
+        The end token is never sent (cpp/tensorrt_llm/kernels/samplingTopKKernels.cu: the sequence length holds only
+        what is to be put out). So a stream that it ended closes with a response without ids; one that was as long as it
+        may be closes with its last token.
+        """
+        from model_repository.backends import generation
+
+        row, sent = ask.row, 0
+
+        def send(ids: Sequence[int], final: bool) -> None:
+            flags = pb.TRITONSERVER_RESPONSE_COMPLETE_FINAL if final and last else 0
+            sender.send(_response(ids, ask), flags)
+
+        def listen(id: int) -> bool:
+            nonlocal sent
+            wanted = not request.is_cancelled()  # before the last response: after it Triton frees the request
+            if ask.stream and id != row.end_id:
+                sent += 1
+                send([id], final=sent == row.max_output_len)
+            return wanted
+
+        ids = generation.greedy(self.model, [row], listen)[0]
+        ids = ids[:-1] if ids[-1] == row.end_id else ids
+        if not ask.stream:
+            send([*ask.prompt, *ids] if ask.repeat else ids, final=True)
+        elif sent < row.max_output_len:
+            send([], final=True)
+
+    def _asks(self, request: Any) -> list[Ask]:
+        """What a request asks for, row by row.
+
+        Raises:
+            ValueError: it cannot be answered, or something that it asks for is not supported.
+        """
+        from model_repository.backends import generation
+
+        given = {
+            name: tensor.as_numpy()
+            for name in self.inputs
+            if (tensor := pb.get_input_tensor_by_name(request, name)) is not None
+        }
+        handled = (*HANDLED, *(DECODER_START if self.has_encoder else ()))
+        generation.refuse_unsupported(
+            {name: array for name, array in given.items() if name not in handled}, generation.TENSORRT_LLM
+        )
+        missing = [name for name in REQUIRED_OUTPUTS if name not in request.requested_output_names()]
+        if missing:
+            raise ValueError(f"{' and '.join(missing)} is not asked for; expected {' and '.join(REQUIRED_OUTPUTS)}")
+        if "input_ids" not in given:
+            raise ValueError("input_ids is missing; it is optional only for models that take features instead of ids")
+        batch = len(given["input_ids"])
+        streams = "streaming" in given and bool(given["streaming"].flat[0])  # the first row's, as utils.cc reads it
+        if streams and not self.decoupled:
+            raise ValueError(
+                "streaming needs a decoupled model; build it with --decoupled, or set model_transaction_policy "
+                "{ decoupled: true } in its config.pbtxt"
+            )
+        if batch > 1 and not self.decoupled:
+            raise ValueError(
+                f"input_ids has {batch} rows, each of which is a response of its own, which needs a decoupled model; "
+                "send a request per row, or build the model with --decoupled"
+            )
+        asks = self._rows(given, batch, streams)
+        for ask in asks:
+            ask.row.check(self.vocab_size, generation.most_positions(self.model))
+        return asks
+
+    def _rows(self, given: Given, batch: int, streams: bool) -> list[Ask]:
+        """[batch, longest] ids and a number per row of everything else -> an Ask per row.
+
+        Raises:
+            ValueError: lengths or ids that do not fit.
+        """
+        from model_repository.backends.generation import Row
+
+        lengths = _lengths(given, "input_ids", "input_lengths")
+        limits = _numbers(given, "request_output_len", batch)
+        if min(limits) < 1:
+            raise ValueError(f"request_output_len is {limits}; expected at least 1")
+        ends = _numbers(given, "end_id", batch, -1)
+        if min(ends) < -1 or max(ends) >= self.vocab_size:
+            raise ValueError(f"end_id is {ends}; expected -1, for none, to {self.vocab_size - 1}")
+        starts = _decoder_starts(given, batch) if self.has_encoder else [None] * batch
+        excludes = _numbers(given, "exclude_input_in_output", batch, self.excludes)
+        counts_in = _numbers(given, "return_num_input_tokens", batch, False)
+        counts_out = _numbers(given, "return_num_output_tokens", batch, False)
+        asks = []
+        for i, (ids, start) in enumerate(zip(given["input_ids"], starts, strict=True)):
+            input_ids = ids[: lengths[i]].tolist()
+            prompt = tuple(input_ids) if start is None else (start,)
+            # Without end_id it never stops: no id is the end (createNewDecoderRequests.cpp, mEndId.value_or(-1)).
+            end_id = self.vocab_size if ends[i] == -1 else ends[i]
+            also = {"batch_index": i} if batch > 1 else {}
+            also |= {"num_input_tokens": len(prompt)} if counts_in[i] else {}
+            row = Row(input_ids, limits[i], start, end_id)
+            asks.append(Ask(row, prompt, not excludes[i], streams, also, bool(counts_out[i])))
+        return asks
+
+
+def weights_folder(parameters: Mapping[str, str]) -> LocalStorage:
+    """The checkpoint that gpt_model_path names, or whose decoder/ and encoder/ the two paths name.
+
+    Raises:
+        SourceMissingError: no such folder.
+        SourceError: it is an engine, or no checkpoint; paths or cross_kv_cache_fraction that do not go together.
+    """
+    paths = {
+        key: LocalStorage(parameters[key]) for key in ("gpt_model_path", "encoder_model_path") if parameters.get(key)
+    }
+    if "gpt_model_path" not in paths:
+        raise SourceError("config.pbtxt: parameter gpt_model_path is missing; it names the checkpoint's folder")
+    for key, path in paths.items():
+        _check_checkpoint(key, path)
+    if ("encoder_model_path" in paths) != ("cross_kv_cache_fraction" in parameters):  # the real backend's own rule
+        raise SourceError(
+            "config.pbtxt: cross_kv_cache_fraction belongs to encoder-decoder models, which need it, and to no others; "
+            f"found {', '.join(key for key in (*paths, 'cross_kv_cache_fraction') if key in parameters)}"
+        )
+    decoder = paths["gpt_model_path"]
+    if len(paths) == 1:
+        return decoder
+    checkpoint = decoder.parent()
+    found = {key: str(path) for key, path in paths.items()}
+    if checkpoint is None or found != {
+        "gpt_model_path": str(checkpoint.below("decoder")),
+        "encoder_model_path": str(checkpoint.below("encoder")),
+    }:
+        raise SourceError(
+            "config.pbtxt: expected gpt_model_path and encoder_model_path to be decoder/ and encoder/ of one "
+            f"checkpoint, found {found['gpt_model_path']} and {found['encoder_model_path']}"
+        )
+    return checkpoint
+
+
+def _check_checkpoint(key: str, path: LocalStorage) -> None:
+    """Raise unless config.json in this folder is a checkpoint's, of whatever architecture."""
+    if not path.is_file("config.json"):
+        raise SourceMissingError(
+            f"config.pbtxt: {key} {path}: no config.json there; expected a TensorRT-LLM checkpoint"
+        )
+    config = load_json(path.read("config.json"), path.path("config.json"))
+    if "pretrained_config" in config:
+        raise SourceError(
+            f"config.pbtxt: {key} {path} is an engine, which only a GPU runs. On a CPU the checkpoint is served that "
+            "it was built from: build the model without --engine-dir"
+        )
+    if "architecture" not in config:
+        raise SourceError(
+            f"config.pbtxt: {key} {path}: expected a TensorRT-LLM checkpoint, found a config.json that states no "
+            "`architecture`"
+        )
+
+
+def check_manifest(parameters: Mapping[str, str], weights: LocalStorage) -> None:
+    """Raise SourceError where config.pbtxt was made for another conversion than the one that lies there."""
+    manifest = manifest_folder(weights)
+    stated = parameters.get("manifest_sha256")
+    if stated and manifest:
+        digest = hashlib.sha256(manifest.read(MANIFEST)).hexdigest()
+        if stated != digest:
+            problem = Problem("parameter manifest_sha256", digest, stated, source="config.pbtxt")
+            raise SourceError(report(f"config.pbtxt does not fit {weights}", [problem], "Build the model again."))
+
+
+def _decoder_starts(given: Given, batch: int) -> list[int]:
+    """What each row's decoder starts with: decoder_input_ids, or else pad_id.
+
+    Raises:
+        ValueError: neither is there, or more than one id: the decoder's engine is built with --max_input_len 1.
+    """
+    if "decoder_input_ids" not in given:
+        if "pad_id" not in given:
+            raise ValueError(
+                "decoder_input_ids and pad_id are both missing; an encoder-decoder model starts with one of them"
+            )
+        return _numbers(given, "pad_id", batch)
+    ids = given["decoder_input_ids"]
+    if ids.shape != (batch, 1):
+        raise ValueError(f"decoder_input_ids is {list(ids.shape)}; expected [{batch}, 1], one id to start with")
+    _lengths({"decoder_input_lengths": np.ones(batch, np.int32), **given}, *DECODER_START)
+    return [int(id) for id in ids[:, 0]]
+
+
+def _lengths(given: Given, ids: str, name: str) -> list[int]:
+    """How many of a row's ids count: [batch, longest] -> a number per row.
+
+    Raises:
+        ValueError: none, or more than there are; or not all of a single row, whose padding nobody would take out
+            (utils.cc, splitBatchInputsTensors).
+    """
+    batch, longest = given[ids].shape
+    lengths = _numbers(given, name, batch)
+    if min(lengths) < 1 or max(lengths) > longest:
+        raise ValueError(f"{name} is {lengths}; expected 1 to {longest}, the width of {ids}")
+    if batch == 1 and lengths != [longest]:
+        raise ValueError(f"{name} is {lengths}; expected {longest}, the width of {ids}: a single row has no padding")
+    return lengths
+
+
+def _numbers(given: Given, name: str, batch: int, default: int | None = None) -> list[int]:
+    """One number per row; a scalar input has an empty reshape, so it arrives as [batch]."""
+    if name not in given and default is not None:
+        return [default] * batch
+    array = given[name]
+    if array.size != batch:
+        raise ValueError(f"{name} has {array.size} values; expected one per row, {batch}")
+    return [int(value) for value in array.reshape(-1)]
+
+
+def _response(ids: Sequence[int], ask: Ask) -> Any:
+    """ids -> output_ids [1, beam, n], sequence_length [1, beam], and of the other outputs [1, 1] what was asked for.
+
+    Log-probs, logits and metrics are given only where a request asks for them, which is refused.
+    """
+    also = {**ask.also, **({"num_output_tokens": len(ids)} if ask.count else {})}
+    tensors = {
+        "output_ids": np.array(ids, np.int32).reshape(1, 1, -1),
+        "sequence_length": np.array([[len(ids)]], np.int32),
+        **{name: np.array([[value]], np.int32) for name, value in also.items()},
+    }
+    return pb.InferenceResponse(output_tensors=[pb.Tensor(name, array) for name, array in tensors.items()])
