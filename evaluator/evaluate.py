@@ -112,7 +112,8 @@ async def _send(
     progress_bar: ProgressBar,
 ) -> tuple[ServedModel, list[records.Sample], float]:
     """Preflight, then every row once. Gives the model that answered, the samples, and the seconds it took."""
-    async with triton_grpc.connect(options.endpoint, options.model, options.timeout) as endpoint:
+    special = {"end_id": tokenizer.end_id, "pad_id": tokenizer.pad_id}
+    async with triton_grpc.connect(options.endpoint, options.model, options.timeout, special) as endpoint:
         texts = (options.prompt.replace("{document}", row.document) for row in rows)
         ends = not endpoint.continues
         prompts = [tokenizers.prompt(tokenizer, text, options.max_input_tokens, ends) for text in texts]
@@ -120,7 +121,7 @@ async def _send(
 
             def completed(outcome: load.Outcome) -> None:
                 row, prompt = rows[outcome.index], prompts[outcome.index]
-                repeated = len(prompt.input_ids) if endpoint.continues else 0
+                repeated = len(prompt.input_ids) if endpoint.repeats else 0
                 log.add(outcome.index, _sample(row, prompt, outcome, tokenizer, repeated))
                 advance()
 

@@ -17,6 +17,7 @@ from typing import Protocol
 from evaluator.errors import NotFoundError, OptionsError, missing_package
 
 FOLDER_FILES = ("tokenizer.json", "spiece.model", "tokenizer.model")  # in the order they are looked for
+PAD_TOKEN = "<pad>"
 END_TOKENS = ("</s>", "<eos>", "<|endoftext|>", "<|end_of_text|>", "<|im_end|>")  # in the order they are looked for
 
 
@@ -25,6 +26,9 @@ class Tokenizer(Protocol):
 
     @property
     def end_id(self) -> int: ...
+
+    @property
+    def pad_id(self) -> int | None: ...
 
     def encode(self, text: str) -> list[int]: ...
 
@@ -81,7 +85,7 @@ def load(path: str) -> Tokenizer:
 
 
 class SentencePiece:
-    """A SentencePiece model; the end token is its `eos_id`."""
+    """A SentencePiece model; the end token is its `eos_id`, the padding its `pad_id`."""
 
     def __init__(self, file: Path) -> None:
         try:
@@ -93,6 +97,8 @@ class SentencePiece:
         except (RuntimeError, OSError) as error:
             raise OptionsError(f"--tokenizer: {file} is not a SentencePiece model ({error})") from error
         self.end_id: int = self._processor.eos_id()
+        pad_id = self._processor.pad_id()
+        self.pad_id: int | None = pad_id if pad_id >= 0 else None
         self._unknown_id: int = self._processor.unk_id()
         self._size: int = self._processor.get_piece_size()
         if self.end_id < 0:
@@ -114,7 +120,7 @@ class HuggingFace:
     """A `tokenizer.json`.
 
     The file itself does not say which token ends a text. It is `eos_token` of the tokenizer_config.json beside it;
-    without one, the first of END_TOKENS that is a special token of the file.
+    without one, the first of END_TOKENS that is a special token of the file. The padding is `pad_token`, or PAD_TOKEN.
     """
 
     def __init__(self, file: Path) -> None:
@@ -130,7 +136,7 @@ class HuggingFace:
         self._backend.no_truncation()
         self._backend.no_padding()
         special = {token.content: id for id, token in self._backend.get_added_tokens_decoder().items() if token.special}
-        stated = _stated_end_token(file.parent / "tokenizer_config.json")
+        stated = _stated_token(file.parent / "tokenizer_config.json", "eos_token")
         end_id = self._backend.token_to_id(stated) if stated else None
         if end_id is None:
             end_id = next((special[token] for token in END_TOKENS if token in special), None)
@@ -141,6 +147,8 @@ class HuggingFace:
                 f"found the special tokens {' '.join(sorted(special)) or '(none)'}"
             )
         self.end_id: int = end_id
+        padding = _stated_token(file.parent / "tokenizer_config.json", "pad_token") or PAD_TOKEN
+        self.pad_id: int | None = self._backend.token_to_id(padding)
 
     def encode(self, text: str) -> list[int]:
         return list(self._backend.encode(text, add_special_tokens=False).ids)
@@ -149,12 +157,12 @@ class HuggingFace:
         return self._backend.decode(list(ids), skip_special_tokens=True)
 
 
-def _stated_end_token(config: Path) -> str | None:
-    """`eos_token` of a tokenizer_config.json: a string, or an object with `content`. None where there is none."""
+def _stated_token(config: Path, name: str) -> str | None:
+    """A token of a tokenizer_config.json: a string, or an object with `content`. None where there is none."""
     if not config.is_file():
         return None
     try:
-        token = json.loads(config.read_text("utf-8")).get("eos_token")
+        token = json.loads(config.read_text("utf-8")).get(name)
     except (ValueError, AttributeError) as error:
         raise OptionsError(f"--tokenizer: {config} is not a JSON object ({error})") from error
     token = token.get("content") if isinstance(token, dict) else token

@@ -35,7 +35,12 @@ class Endpoint(Protocol):
 
     @property
     def continues(self) -> bool:
-        """Whether the model goes on from its prompt: no end token may follow it, and what is given begins with it."""
+        """Whether the model goes on from its prompt: no end token may follow it."""
+        ...
+
+    @property
+    def repeats(self) -> bool:
+        """Whether what is given begins with the prompt."""
         ...
 
     def serialize(self, input_ids: Sequence[int], max_output_tokens: int) -> bytes: ...

@@ -1,4 +1,4 @@
-"""Triton over gRPC, for models that take and give token ids (FasterTransformer's).
+"""Triton over gRPC, for models that take and give token ids (FasterTransformer's and TensorRT-LLM's).
 
     preflight: live? ─> model ready? ─> metadata, config ─> Signature (names, dtypes, ranks as the server states them)
     request:   ids ─ Signature ─> ModelInferRequest ─> bytes ─> unary call ─> ModelInferResponse ─> output ids
@@ -9,7 +9,7 @@ published in the middle of a run cannot mix into its figures.
 """
 
 import math
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -22,11 +22,17 @@ MODEL_INFER = "/inference.GRPCInferenceService/ModelInfer"
 # ids, how many of them there are, how many may be generated
 T5_INPUTS = ("input_ids", "sequence_length", "max_output_len")
 DECODER_INPUTS = ("input_ids", "input_lengths", "request_output_len")  # GPT, GPT-J, GPT-NeoX
+# TensorRT-LLM's models are told by the last of these. Nothing ends their answers without end_id.
+TENSORRT_LLM_INPUTS = (*DECODER_INPUTS, "end_id", "exclude_input_in_output")
+TENSORRT_LLM_T5_INPUTS = (*TENSORRT_LLM_INPUTS, "pad_id")  # what the decoder of an encoder-decoder model starts with
 SUPPORTED = (
-    f"supported: FasterTransformer T5, with the integer inputs {' '.join(T5_INPUTS)}, and its decoders, with "
-    f"{' '.join(DECODER_INPUTS)}; both with the output output_ids; other inputs may exist where they are optional"
+    f"supported: FasterTransformer T5, with the integer inputs {' '.join(T5_INPUTS)}, its decoders and TensorRT-LLM's "
+    f"models, with {' '.join(DECODER_INPUTS)}; all with the output output_ids; other inputs may exist where they are "
+    "optional"
 )
+Special = Mapping[str, int | None]  # end_id and pad_id of the tokenizer; None where it has none
 NUMPY_DTYPES = {"INT32": "<i4", "UINT32": "<u4", "INT64": "<i8", "UINT64": "<u8"}  # little-endian on the wire
+BOOL = {"BOOL": "?"}
 
 
 @dataclass(frozen=True)
@@ -41,12 +47,17 @@ class Tensor:
 class Signature:
     """What a model takes and gives, as far as `evaluate` uses it."""
 
-    inputs: dict[str, Tensor]  # exactly T5_INPUTS or DECODER_INPUTS, in this order
+    inputs: dict[str, Tensor]  # exactly one of the lists of inputs above, in this order
     outputs: tuple[str, ...]  # asked for: output_ids, and sequence_length where the model has it
 
     @property
     def continues(self) -> bool:
-        """Whether this is a decoder, which goes on from its prompt and gives it back."""
+        """Whether this is a decoder, which goes on from its prompt."""
+        return tuple(self.inputs) in (DECODER_INPUTS, TENSORRT_LLM_INPUTS)
+
+    @property
+    def repeats(self) -> bool:
+        """Whether it gives its prompt back."""
         return tuple(self.inputs) == DECODER_INPUTS
 
 
@@ -54,7 +65,7 @@ def signature(metadata: Any, config: Any) -> Signature:
     """What to send to this model, from its ModelMetadataResponse and ModelConfig.
 
     Raises:
-        OptionsError: the model streams, or its tensors are not those of FasterTransformer's models.
+        OptionsError: the model streams, or its tensors are not those of a supported model.
     """
     if config.model_transaction_policy.decoupled:
         raise OptionsError(
@@ -66,13 +77,13 @@ def signature(metadata: Any, config: Any) -> Signature:
     inputs = {tensor.name: Tensor(tensor.datatype, len(tensor.shape)) for tensor in metadata.inputs}
     outputs = {tensor.name: tensor.datatype for tensor in metadata.outputs}
 
-    wanted = DECODER_INPUTS if "input_lengths" in inputs else T5_INPUTS
+    wanted = _wanted(inputs, config)
     problems = [f"input {name} is missing" for name in wanted if name not in inputs]
     problems += [f"input {name} is required" for name in inputs if name not in wanted and name not in optional]
     problems += [
         f"input {name} is {inputs[name].dtype}, not an integer"
         for name in wanted
-        if name in inputs and inputs[name].dtype not in NUMPY_DTYPES
+        if name in inputs and inputs[name].dtype not in NUMPY_DTYPES and name != "exclude_input_in_output"
     ]
     if "output_ids" not in outputs:
         problems.append("output output_ids is missing")
@@ -94,17 +105,36 @@ def signature(metadata: Any, config: Any) -> Signature:
     return Signature({name: inputs[name] for name in wanted}, asked)
 
 
-def infer_request(model: ServedModel, signature: Signature, input_ids: Sequence[int], max_output_tokens: int) -> bytes:
+def _wanted(inputs: Mapping[str, Tensor], config: Any) -> tuple[str, ...]:
+    """What is sent to a model that has these inputs."""
+    if TENSORRT_LLM_INPUTS[-1] in inputs:
+        # Both kinds have the same inputs. A template that nobody filled in still holds ${encoder_engine_dir}.
+        stated = config.parameters.get("encoder_model_path")
+        has_encoder = stated and stated.string_value and not stated.string_value.startswith("${")
+        return TENSORRT_LLM_T5_INPUTS if has_encoder else TENSORRT_LLM_INPUTS
+    return DECODER_INPUTS if "input_lengths" in inputs else T5_INPUTS
+
+
+def infer_request(
+    model: ServedModel, signature: Signature, input_ids: Sequence[int], max_output_tokens: int, special: Special
+) -> bytes:
     """A serialised ModelInferRequest; input_ids is [1, n], a scalar [1, 1] (without the 1 in front where unbatched)."""
     import numpy as np
     from tritonclient.grpc import service_pb2
 
-    values = (list(input_ids), [len(input_ids)], [max_output_tokens])
+    length, limit = [len(input_ids)], [max_output_tokens]
+    values: dict[str, Sequence[int | None]] = {
+        "input_ids": input_ids,
+        **{"sequence_length": length, "input_lengths": length},
+        **{"max_output_len": limit, "request_output_len": limit},
+        "exclude_input_in_output": [True],
+        **{name: [id] for name, id in special.items()},
+    }
     request = service_pb2.ModelInferRequest(model_name=model.name, model_version=model.version)
-    for (name, tensor), value in zip(signature.inputs.items(), values, strict=True):
-        shape = [1] * (tensor.rank - 1) + [len(value)]
+    for name, tensor in signature.inputs.items():
+        shape = [1] * (tensor.rank - 1) + [len(values[name])]
         request.inputs.add(name=name, datatype=tensor.dtype, shape=shape)
-        request.raw_input_contents.append(np.asarray(value, NUMPY_DTYPES[tensor.dtype]).tobytes())
+        request.raw_input_contents.append(np.asarray(values[name], (NUMPY_DTYPES | BOOL)[tensor.dtype]).tobytes())
     for name in signature.outputs:
         request.outputs.add(name=name)
     return bytes(request.SerializeToString())
@@ -150,19 +180,23 @@ def _malformed(what: str) -> RequestError:
 class TritonGrpc:
     """The Endpoint of one checked model."""
 
-    def __init__(self, channel: Any, model: ServedModel, signature: Signature, timeout_s: float) -> None:
+    def __init__(
+        self, channel: Any, model: ServedModel, signature: Signature, timeout_s: float, special: Special
+    ) -> None:
         from tritonclient.grpc import service_pb2
 
         self.model = model
         self.continues = signature.continues
+        self.repeats = signature.repeats
         self._signature = signature
+        self._special = special
         self._timeout_s = timeout_s
         self._call = channel.unary_unary(
             MODEL_INFER, request_serializer=None, response_deserializer=service_pb2.ModelInferResponse.FromString
         )
 
     def serialize(self, input_ids: Sequence[int], max_output_tokens: int) -> bytes:
-        return infer_request(self.model, self._signature, input_ids, max_output_tokens)
+        return infer_request(self.model, self._signature, input_ids, max_output_tokens, self._special)
 
     async def send(self, request: bytes) -> list[int]:
         from grpc.aio import AioRpcError
@@ -175,13 +209,16 @@ class TritonGrpc:
 
 
 @asynccontextmanager
-async def connect(address: str, model: str, timeout_s: float) -> AsyncIterator[TritonGrpc]:
+async def connect(address: str, model: str, timeout_s: float, special: Special) -> AsyncIterator[TritonGrpc]:
     """Connect to the Triton server at `address` (HOST:PORT), check `model`, and close the channel on leaving.
+
+    Args:
+        special: token ids that some models have to be sent.
 
     Raises:
         TransientError: nothing there that speaks Triton's gRPC, or the model is still loading.
         NotFoundError: the server has no such model.
-        OptionsError: the model's tensors are not supported, or a package is missing.
+        OptionsError: the model's tensors are not supported, the tokenizer lacks a token, or a package is missing.
     """
     try:
         import grpc
@@ -212,7 +249,12 @@ async def connect(address: str, model: str, timeout_s: float) -> AsyncIterator[T
             raise _unreachable(address, error) from error
         manifest = answer.config.parameters.get("manifest_sha256")
         served = ServedModel(model, version, manifest.string_value if manifest else None)
-        yield TritonGrpc(channel, served, signature(metadata, answer.config), timeout_s)
+        known = signature(metadata, answer.config)
+        if "pad_id" in known.inputs and special["pad_id"] is None:
+            raise OptionsError(
+                f"--tokenizer: expected a padding token, which the decoder of {model} starts with, found none"
+            )
+        yield TritonGrpc(channel, served, known, timeout_s, special)
 
 
 def not_ready(index: Any, address: str, model: str) -> EvaluateError:

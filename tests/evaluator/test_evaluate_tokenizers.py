@@ -47,6 +47,7 @@ class Letters:
     """One id per character, 1 ends."""
 
     end_id = 1
+    pad_id = None
 
     def encode(self, text: str) -> list[int]:
         return [ord(character) for character in text]
@@ -95,6 +96,17 @@ def test_tokenizer_config_names_the_end_token(tmp_path: Path, stated: object) ->
     save_word_tokenizer(tmp_path, WORDS | {"<stop>": 9}, ["</s>", "<stop>"])
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({"eos_token": stated}))
     assert tokenizers.load(str(tmp_path)).end_id == 9
+
+
+def test_the_padding_is_what_the_tokenizer_says(tmp_path: Path, example: Path) -> None:
+    assert tokenizers.load(str(example / "spiece.model")).pad_id == 0
+    save_word_tokenizer(tmp_path, WORDS | {"<fill>": 9}, ["</s>", "<fill>"])
+    assert tokenizers.load(str(tmp_path)).pad_id == 0
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"pad_token": {"content": "<fill>"}}))
+    assert tokenizers.load(str(tmp_path)).pad_id == 9
+    save_word_tokenizer(tmp_path, {"<unk>": 0, "</s>": 1, "b": 4}, ["</s>"])
+    (tmp_path / "tokenizer_config.json").unlink()
+    assert tokenizers.load(str(tmp_path)).pad_id is None
 
 
 def test_tokenizer_json_without_an_end_token_is_refused_with_what_it_has(tmp_path: Path) -> None:

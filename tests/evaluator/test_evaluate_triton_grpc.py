@@ -58,7 +58,8 @@ def test_a_decoder_is_told_by_its_inputs_and_gets_the_same_numbers() -> None:
     outputs = "output_ids sequence_length response_input_lengths context_embeddings"
     signature = triton_grpc.signature(*described(GPT, outputs))
     assert signature.continues
-    request = service_pb2.ModelInferRequest.FromString(triton_grpc.infer_request(MODEL, signature, [9, 70000], 24))
+    assert signature.repeats
+    request = service_pb2.ModelInferRequest.FromString(triton_grpc.infer_request(MODEL, signature, [9, 70000], 24, {}))
     assert [(tensor.name, list(tensor.shape)) for tensor in request.inputs] == [
         ("input_ids", [1, 2]),
         ("input_lengths", [1, 1]),
@@ -70,6 +71,43 @@ def test_a_decoder_is_told_by_its_inputs_and_gets_the_same_numbers() -> None:
         struct.pack("<I", 24),
     ]
     assert [tensor.name for tensor in request.outputs] == ["output_ids", "sequence_length"]
+
+
+TENSORRT_LLM = {
+    "input_ids": ("INT32", [-1, -1]),
+    "input_lengths": ("INT32", [-1, 1]),
+    "request_output_len": ("INT32", [-1, 1]),
+    "end_id": ("INT32", [-1, 1]),
+    "pad_id": ("INT32", [-1, 1]),
+    "exclude_input_in_output": ("BOOL", [-1, 1]),
+}
+OPTIONAL = "".join(f'input {{ name: "{name}" optional: true }}' for name in ("input_ids", "end_id", "pad_id"))
+ENCODER = 'parameters { key: "encoder_model_path" value { string_value: "%s" } }'
+
+
+@pytest.mark.parametrize(
+    ("config", "continues"), [("", True), (ENCODER % "${encoder_engine_dir}", True), (ENCODER % "/encoder", False)]
+)
+def test_tensorrt_llm_is_sent_its_tokens_and_asked_for_the_answer_alone(config: str, continues: bool) -> None:
+    """An encoder-decoder model has the same tensors; its decoder starts with the padding."""
+    signature = triton_grpc.signature(*described(TENSORRT_LLM, config=OPTIONAL + config))
+    assert (signature.continues, signature.repeats) == (continues, False)
+    special = {"end_id": 1, "pad_id": 5}
+    request = service_pb2.ModelInferRequest.FromString(
+        triton_grpc.infer_request(MODEL, signature, [9, 70000], 24, special)
+    )
+    sent = {
+        tensor.name: (tensor.datatype, list(tensor.shape), content)
+        for tensor, content in zip(request.inputs, request.raw_input_contents, strict=True)
+    }
+    assert sent == {
+        "input_ids": ("INT32", [1, 2], struct.pack("<2i", 9, 70000)),
+        "input_lengths": ("INT32", [1, 1], ints(2)),
+        "request_output_len": ("INT32", [1, 1], ints(24)),
+        "end_id": ("INT32", [1, 1], ints(1)),
+        "exclude_input_in_output": ("BOOL", [1, 1], b"\1"),
+        **({} if continues else {"pad_id": ("INT32", [1, 1], ints(5))}),
+    }
 
 
 def test_unsupported_models_are_refused_with_what_was_found() -> None:
@@ -98,7 +136,7 @@ def test_decoupled_models_are_refused() -> None:
 
 def test_request_names_the_version_and_has_the_servers_shapes_and_dtypes() -> None:
     signature = triton_grpc.signature(*described(T5 | {"max_output_len": ("INT64", [1])}))
-    sent = triton_grpc.infer_request(MODEL, signature, [9, 70000, 1], 24)
+    sent = triton_grpc.infer_request(MODEL, signature, [9, 70000, 1], 24, {})
     request = service_pb2.ModelInferRequest.FromString(sent)
     assert (request.model_name, request.model_version) == ("ul2", "3")
     assert [(tensor.name, tensor.datatype, list(tensor.shape)) for tensor in request.inputs] == [

@@ -22,9 +22,14 @@ import tiny
 import torch
 import tritonclient.grpc as triton
 from conftest import ftconvert
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import WhitespaceSplit
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
 from converter.errors import IncompleteError, SourceError
+from evaluator import evaluate, report
+from evaluator.errors import OptionsError
 from model_repository.server import TritonServer
 
 
@@ -348,6 +353,59 @@ def test_a_request_that_its_client_gave_up_ends(address: str) -> None:
         started = time.monotonic()
         assert infer(client, "t5", PROMPTS[1])
         assert time.monotonic() - started < 10
+
+
+def evaluated(folder: Path, address: str, name: str, tokens: list[str], prompts: list[list[int]]) -> list[Any]:
+    """The samples of `evaluate`; token i of the tokenizer is tokens[i], and </s> ends."""
+    tokenizer = Tokenizer(WordLevel({token: id for id, token in enumerate(tokens)}, unk_token="</s>"))
+    tokenizer.pre_tokenizer = WhitespaceSplit()
+    tokenizer.add_special_tokens(["</s>"])
+    tokenizer.save(str(folder / "tokenizer.json"))
+    rows = [
+        {"id": str(i), "document": " ".join(tokens[id] for id in prompt), "summary": "w1"}
+        for i, prompt in enumerate(prompts)
+    ]
+    (folder / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    paths = {"dataset": folder / "rows.jsonl", "tokenizer": folder / "tokenizer.json", "output": folder / "out"}
+    options = evaluate.Options(
+        endpoint=address,
+        model=name,
+        prompt="{document}",
+        max_input_tokens=9,
+        max_output_tokens=STEPS,
+        concurrency=3,
+        limit=None,
+        max_failed=0,
+        timeout=60,
+        **{key: str(path) for key, path in paths.items()},
+    )
+    evaluation = evaluate.evaluate(options, report.no_progress_bar)
+    assert evaluation.results["model"]["manifest_sha256"]
+    assert evaluation.results["requests"]["failed"] == 0
+    return evaluation.samples
+
+
+@each_unary
+def test_evaluate_scores_the_answer_alone(tmp_path: Path, address: str, networks: Any, name: str) -> None:
+    """It sends the tokens that end and start; a decoder's prompt has no end token behind it, and is not given back."""
+    end = third(networks[name], PROMPTS[1])
+    size = networks[name].config.vocab_size
+    tokens = ["</s>" if id == end else "<pad>" if id == 0 else f"w{id}" for id in range(size)]
+    prompts = [[id for id in prompt if id != end] for prompt in PROMPTS]
+    samples = evaluated(tmp_path, address, name, tokens, prompts)
+    sent = [[*prompt, end] for prompt in prompts] if name in WITH_ENCODER else prompts
+    assert [sample.input_tokens for sample in samples] == [len(ids) for ids in sent]
+    assert [sample.output_ids for sample in samples] == [alone(networks[name], ids, end=end) for ids in sent]
+
+
+def test_evaluate_needs_a_padding_token_where_the_decoder_starts_with_it(tmp_path: Path, address: str) -> None:
+    with pytest.raises(OptionsError, match="--tokenizer: expected a padding token, which the decoder of t5 starts"):
+        evaluated(tmp_path, address, "t5", ["</s>", *(f"w{id}" for id in range(1, 50))], PROMPTS)
+
+
+def test_evaluate_calls_no_decoupled_model(tmp_path: Path, address: str) -> None:
+    with pytest.raises(OptionsError, match="found a decoupled model"):
+        evaluated(tmp_path, address, "t5_stream", ["</s>", "<pad>", "w2"], [[2]])
 
 
 DAMAGE = {
