@@ -51,7 +51,7 @@ WITH_ENCODER = ("t5",)
 UNARY = ("t5", "gpt2")  # served in both ways; the others decoupled alone, which also answers in one piece
 PROMPTS = [[4, 9, 3, 12], [17], [21, 11, 8, 23, 26, 6, 14, 10]]
 STEPS = 9
-LONG = 30_000  # steps that nobody waits for
+LONG = 10_000  # steps that nobody waits for
 
 each_family = pytest.mark.parametrize("name", FAMILIES)
 each_unary = pytest.mark.parametrize("name", UNARY)
