@@ -20,22 +20,23 @@ NO_FILES = {".keep": b""}
 
 
 def add_model(repository: Storage, config: ModelConfig, version: int, files: Mapping[str, bytes]) -> Storage:
-    """Write a model that is not there yet, and return its folder.
+    """Write a model that is not there yet, and return its folder. One that was killed on the way is written again.
 
     Args:
         files: of the version, at least one.
 
     Raises:
-        DestinationError: there is something in its folder already.
+        DestinationError: there is something else in its folder already.
     """
     model = repository.below(config.name)
-    found = sorted(model.files())
-    if found:
-        more = f" and {len(found) - 1} more" if len(found) > 1 else ""
+    written = {f"{version}/{name}": data for name, data in files.items()}
+    strangers = sorted(model.files().keys() - written.keys())
+    if strangers:
+        more = f" and {len(strangers) - 1} more" if len(strangers) > 1 else ""
         raise DestinationError(
-            f"{model}: expected nothing there, found {found[0]}{more}. Choose another --name, or remove it."
+            f"{model}: expected nothing there, found {strangers[0]}{more}. Choose another --name, or remove it."
         )
-    for name, data in files.items():
-        model.write(f"{version}/{name}", data)
+    for name, data in written.items():
+        model.write(name, data)
     model.write(CONFIG_PBTXT, emit(config).encode())
     return model

@@ -15,12 +15,12 @@ from converter import manifest
 from converter.convert import checked_name
 from converter.errors import OptionsError, UsageError
 from converter.formats import open_any, tensorrt_llm
+from converter.formats.trtllm_build import MAX_BATCH_SIZE
 from converter.storage import LocalStorage, Storage, open_storage
 from model_repository.config import Tensor, add_inputs, add_outputs, add_parameters, scalar
 from model_repository.repository import NO_FILES, add_model
 
 BACKEND = "tensorrtllm"
-MAX_BATCH_SIZE = 8  # rows of one request, and requests handed over together; the engine batches those in flight itself
 WORKER = "/opt/tritonserver/backends/tensorrtllm/trtllmExecutorWorker"  # where NVIDIA's images have it
 VERSION = 1
 LOGITS = "FP32"  # what checkpoints state as logits_dtype
@@ -215,6 +215,7 @@ def model_config(
     Args:
         decoder: absolute path of the engine's folder, as the server sees it; of the decoder where there are two.
         encoder: the other one of an encoder-decoder model.
+        max_batch_size: rows of one request, and requests handed over together. By default what the engine is built for.
         decoupled: whether a request may get several responses. Streaming needs it, and so does a request of several
             rows; but what calls the model for one response can then not be used (gRPC's ModelInfer).
         manifest_sha256: of the checkpoint's manifest.json, where there is one.

@@ -6,14 +6,16 @@ import hashlib
 import json
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import tiny
 from conftest import ftconvert, refused, tree
 from tritonclient.grpc.model_config_pb2 import DataType, ModelConfig, ModelInstanceGroup
 
+from converter.storage import LocalStorage
 from model_repository import config
+from model_repository.repository import add_model
 from model_repository.tensorrt_llm import model_config
 
 # Written down again from NVIDIA's config.pbtxt (triton_backend/all_models/inflight_batcher_llm/tensorrt_llm): dtype and
@@ -238,8 +240,34 @@ def test_build_takes_a_checkpoint_without_a_manifest_by_its_folder(tmp_path: Pat
 def test_build_never_touches_what_is_there(tmp_path: Path, checkpoint: Path) -> None:
     before = built(checkpoint, tmp_path)
     message = refused(73, *BUILD, checkpoint, tmp_path)
-    assert f"{tmp_path}/small: expected nothing there, found 1/.keep and 1 more" in message
+    assert f"{tmp_path}/small: expected nothing there, found config.pbtxt. Choose another --name" in message
     assert tree(tmp_path) == before
+    (tmp_path / "other" / "2").mkdir(parents=True)
+    (tmp_path / "other" / "2" / "file").write_text("mine")
+    assert "found 2/file" in refused(73, *BUILD, "--name", "other", checkpoint, tmp_path)
+    assert set(tree(tmp_path)) == {*before, "other/2/file"}
+
+
+class Recording(LocalStorage):
+    """A folder that remembers what was written, in order."""
+
+    names: ClassVar[list[str]] = []
+
+    def below(self, name: str) -> Recording:
+        return Recording(self.root / name)
+
+    def write(self, name: str, data: bytes) -> None:
+        super().write(name, data)
+        self.names.append(name)
+
+
+def test_config_pbtxt_comes_last(tmp_path: Path, checkpoint: Path) -> None:
+    """So what was killed before has none, and is written by the same command."""
+    add_model(Recording(tmp_path), model_config("m", 2, "/engine"), 2, {"b": b"1", "z/a": b"2"})
+    assert Recording.names == ["2/b", "2/z/a", "config.pbtxt"]
+    before = built(checkpoint, tmp_path)
+    (tmp_path / "small" / "config.pbtxt").unlink()
+    assert built(checkpoint, tmp_path) == before
 
 
 @pytest.mark.parametrize(

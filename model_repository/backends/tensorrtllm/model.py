@@ -92,12 +92,12 @@ class TritonPythonModel:
             sender = request.get_response_sender()
             try:
                 asks = self._asks(request)
-            except ValueError as error:
-                refusal = pb.TritonError(str(error), pb.TritonError.INVALID_ARG)
-                sender.send(pb.InferenceResponse(error=refusal), pb.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
-                continue
-            for ask in asks:
-                self._answer(ask, request, sender, last=ask is asks[-1])
+                for ask in asks:
+                    self._answer(ask, request, sender, last=ask is asks[-1])
+            except Exception as error:  # what goes wrong with one request is no other one's
+                code = pb.TritonError.INVALID_ARG if isinstance(error, ValueError) else pb.TritonError.INTERNAL
+                refusal = pb.InferenceResponse(error=pb.TritonError(str(error), code))
+                sender.send(refusal, pb.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
 
     def _answer(self, ask: Ask, request: Any, sender: Any, last: bool) -> None:
         """Generate a row and send what it asks for. A request that its client gave up ends early.
