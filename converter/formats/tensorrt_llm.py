@@ -122,12 +122,10 @@ def notes(family: Family, config: Config, variant: Variant) -> list[str]:
     found = [rules.caveat(config)]
     if len(rules.parts) > 1 and variant.pp_size > 1:  # examples/models/core/enc_dec/README.md
         found.append(
-            "Triton's TensorRT-LLM backend serves encoder-decoder models of one stage; more take NVIDIA's Python runtime"
+            "Triton's TensorRT-LLM backend serves encoder-decoders of one stage; more stages take NVIDIA's Python runtime"
         )
     if len(rules.parts) > 1 and variant.quant_algo:
-        found.append(
-            "NVIDIA's own converters never ask for weight-only encoder-decoders: try it first"
-        )
+        found.append("NVIDIA's own converters never ask for weight-only encoder-decoders: try it first")
     return [note for note in found if note]
 
 
