@@ -7,6 +7,7 @@ inflight_batcher_llm/src/model_instance_state.cc, model_state.cc, utils.cc).
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
 from tritonclient.grpc.model_config_pb2 import ModelConfig, ModelInstanceGroup
@@ -179,10 +180,15 @@ def build(weights: str, repository: str, name: str = "", engine_dir: str = "", d
         stated, digest = manifest.load(folder), hashlib.sha256(folder.read(manifest.MANIFEST)).hexdigest()
     name = checked_name(name or stated.get("options", {}).get("name") or folder.name)
     engine = PurePosixPath(_engine(engine_dir, folder))
-    halves = {part.folder for part in tensorrt_llm.table(checkpoint.family).parts}
-    encoder = str(engine / "encoder") if "encoder" in halves else ""
+    table = tensorrt_llm.table(checkpoint.family)
+    encoder = str(engine / "encoder") if any(part.folder == "encoder" for part in table.parts) else ""
     decoder = str(engine / "decoder" if encoder else engine)
-    config = model_config(name, VERSION, decoder, encoder, decoupled=decoupled, manifest_sha256=digest)
+    config = model_config(
+        *(name, VERSION, decoder, encoder),
+        decoupled=decoupled,
+        windows=table.windows(checkpoint.config),
+        manifest_sha256=digest,
+    )
     return add_model(open_storage(repository), config, VERSION, NO_FILES)
 
 
@@ -208,6 +214,7 @@ def model_config(
     *,
     decoupled: bool = False,
     max_batch_size: int = MAX_BATCH_SIZE,
+    windows: Sequence[int] = (),
     manifest_sha256: str = "",
 ) -> ModelConfig:
     """The config of a model that serves exactly `version`.
@@ -216,6 +223,7 @@ def model_config(
         decoder: absolute path of the engine's folder, as the server sees it; of the decoder where there are two.
         encoder: the other one of an encoder-decoder model.
         max_batch_size: rows of one request, and requests handed over together. By default what the engine is built for.
+        windows: how many tokens attention looks back on, layer by layer and then again; all where nothing is given.
         decoupled: whether a request may get several responses. Streaming needs it, and so does a request of several
             rows; but what calls the model for one response can then not be used (gRPC's ModelInfer).
         manifest_sha256: of the checkpoint's manifest.json, where there is one.
@@ -228,6 +236,7 @@ def model_config(
     add_inputs(config, INPUTS)
     add_outputs(config, OUTPUTS)
     paths = {"gpt_model_path": decoder} | ({"encoder_model_path": encoder} if encoder else {})
-    digest = {"manifest_sha256": manifest_sha256} if manifest_sha256 else {}
-    add_parameters(config, {**PARAMETERS, **(ENCODER_DECODER if encoder else DECODER_ONLY), **paths, **digest})
+    own = {"max_attention_window_size": ",".join(map(str, windows)), "manifest_sha256": manifest_sha256}
+    given = {key: value for key, value in own.items() if value}
+    add_parameters(config, {**PARAMETERS, **(ENCODER_DECODER if encoder else DECODER_ONLY), **paths, **given})
     return config

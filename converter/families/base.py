@@ -330,6 +330,9 @@ class TensorRTLLMTable:
     pipeline: bool = True  # whether TensorRT-LLM's own network of the family can be divided into stages
     check: Callable[[Config], Sequence[Problem]] = lambda config: ()  # what TensorRT-LLM cannot express
     caveat: Callable[[Config], str] = lambda config: ""  # where it computes only nearly the same
+    # max_attention_window_size of the runtime, which no checkpoint can say: how many tokens each layer looks back on,
+    # as far as they do not repeat; () where every layer looks back on all
+    windows: Callable[[Config], tuple[int, ...]] = lambda config: ()
     # the variant as it has to be for this model; raises OptionsError where it cannot be
     adapt: Callable[[Config, Variant], Variant] = lambda config, variant: variant
 

@@ -88,6 +88,7 @@ FAMILY = Family(
         TRT_NORMS,
         **gemma.TRT,
         check=partial(gemma.trt_check, activation="hidden_activation"),
-        caveat=llama.trt_caveat(windows, "hidden_activation"),
+        windows=windows,
+        activation="hidden_activation",
     ),
 )

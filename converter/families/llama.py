@@ -184,7 +184,22 @@ def no_windows(config: Config) -> list[int]:
     return []
 
 
-def trt_caveat(windows: Callable[[Config], Sequence[int]], activation: str = "hidden_act") -> Callable[[Config], str]:
+def trt_windows(windows: Callable[[Config], Sequence[int]]) -> Callable[[Config], tuple[int, ...]]:
+    """The table's `windows`, of how many tokens each layer looks back on."""
+
+    def sizes(config: Config) -> tuple[int, ...]:
+        most = config["max_position_embeddings"]
+        found = [min(size, most) for size in windows(config)]
+        if min(found, default=most) >= most:
+            return ()
+        # a list that is shorter than there are layers is repeated (cpp/include/tensorrt_llm/executor/executor.h)
+        period = next(n for n in range(1, len(found) + 1) if all(found[i] == found[i % n] for i in range(len(found))))
+        return tuple(found[:period])
+
+    return sizes
+
+
+def trt_caveat(windows: Callable[[Config], Sequence[int]], activation: str) -> Callable[[Config], str]:
     """Where TensorRT-LLM computes only nearly the same: an exact gelu, windows that nobody told it of.
 
     Args:
@@ -193,15 +208,12 @@ def trt_caveat(windows: Callable[[Config], Sequence[int]], activation: str = "hi
     gelu = trtllm.gelu(activation)
 
     def note(config: Config) -> str:
-        sizes = [min(size, config["max_position_embeddings"]) for size in windows(config)]
-        shortest = min(sizes, default=config["max_position_embeddings"])
-        if shortest >= config["max_position_embeddings"]:
+        sizes = trt_windows(windows)(config)
+        if not sizes:
             return gelu(config)
-        # a list that is shorter than there are layers is repeated (cpp/include/tensorrt_llm/executor/executor.h)
-        period = next(n for n in range(1, len(sizes) + 1) if all(sizes[i] == sizes[i % n] for i in range(len(sizes))))
         window = (
-            f"attention looks back on {shortest} tokens, which no checkpoint of TensorRT-LLM can say: for longer texts "
-            f"give the runtime max_attention_window_size {','.join(map(str, sizes[:period]))}"
+            f"attention looks back on {min(sizes)} tokens, which no checkpoint of TensorRT-LLM can say: for longer "
+            f"texts give the runtime max_attention_window_size {','.join(map(str, sizes))}"
         )
         return "; ".join(filter(None, (gelu(config), window)))
 
@@ -214,6 +226,8 @@ def trt_table(
     norms: Mapping[str, str] = TRT_NORMS,
     norm: Layout = COPY,
     lossy: str = "",
+    windows: Callable[[Config], Sequence[int]] = no_windows,
+    activation: str = "hidden_act",
     **more: Any,
 ) -> TensorRTLLMTable:
     """How TensorRT-LLM stores a family like this one."""
@@ -224,7 +238,8 @@ def trt_table(
         "kv_heads": "num_key_value_heads",
         "positions": "max_position_embeddings",
         "check": trt_check,
-        "caveat": trt_caveat(no_windows),
+        "caveat": trt_caveat(windows, activation),
+        "windows": trt_windows(windows),
         "adapt": trt_adapt,
     }
     return TensorRTLLMTable(**{**table, **more})

@@ -47,5 +47,5 @@ FAMILY = Family(
     features=llama.features,
     weights=tuple(llama.weights({})),
     huggingface=llama.hugging_face("mistral"),
-    tensorrt_llm=llama.trt_table(_trt_fields(), {}, caveat=llama.trt_caveat(windows)),
+    tensorrt_llm=llama.trt_table(_trt_fields(), {}, windows=windows),
 )

@@ -88,5 +88,5 @@ FAMILY = Family(
     features=llama.features,
     weights=tuple(llama.weights(BIASES)),
     huggingface=llama.hugging_face("qwen2", read_config=read_config),
-    tensorrt_llm=llama.trt_table(_trt_fields(), BIASES, caveat=llama.trt_caveat(windows)),
+    tensorrt_llm=llama.trt_table(_trt_fields(), BIASES, windows=windows),
 )

@@ -237,6 +237,20 @@ def test_build_takes_a_checkpoint_without_a_manifest_by_its_folder(tmp_path: Pat
     assert found == model_config("copy", 1, "/engine")
 
 
+@pytest.mark.parametrize(
+    ("model", "windows"), [(tiny.llama(), None), (tiny.mistral(sliding_window=5), "5"), (tiny.gemma2(), "6,32")]
+)
+def test_build_tells_the_runtime_how_far_attention_looks_back(
+    tmp_path: Path, model: tiny.Model, windows: str | None
+) -> None:
+    """No checkpoint can say it, and without it all of it is looked at."""
+    result = ftconvert("hf-to-trtllm", model.save(tmp_path / "hf"), tmp_path / "weights")
+    assert result.exit_code == 0, result.stderr
+    files = built("--name", "m", tmp_path / "weights", tmp_path / "models")
+    found = parameters(config.parse(files["m/config.pbtxt"].decode(), "there"))
+    assert found.get("max_attention_window_size") == windows
+
+
 def test_build_never_touches_what_is_there(tmp_path: Path, checkpoint: Path) -> None:
     before = built(checkpoint, tmp_path)
     message = refused(73, *BUILD, checkpoint, tmp_path)

@@ -46,6 +46,11 @@ FAMILIES = {
     "t5": t5,
     "gpt2": lambda folder: tiny.gpt2(seed=3).save(folder / "gpt2"),
     "gptneox": lambda folder: tiny.gptneox(seed=3, intermediate_size=128, vocab_size=30).save(folder / "gptneox"),
+    "llama": lambda folder: tiny.llama(seed=3).save(folder / "llama"),
+    "mistral": lambda folder: tiny.mistral(seed=3, sliding_window=6).save(folder / "mistral"),
+    "qwen2": lambda folder: tiny.qwen2(seed=3).save(folder / "qwen2"),
+    "gemma": lambda folder: tiny.gemma(seed=3, vocab_size=30).save(folder / "gemma"),
+    "gemma2": lambda folder: tiny.gemma2(seed=3, vocab_size=30).save(folder / "gemma2"),
 }
 WITH_ENCODER = ("t5",)
 UNARY = ("t5", "gpt2")  # served in both ways; the others decoupled alone, which also answers in one piece
