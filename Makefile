@@ -16,7 +16,7 @@ demo: $(VENV)/.demo ## convert, serve and evaluate the example model; one table 
 	$(BIN)/python examples/demo.py
 
 test: $(VENV)/.all lint ## everything that must hold before a change lands
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal
 
 lint: $(VENV)/.all ## style, types
 	$(BIN)/ruff check .

@@ -53,7 +53,7 @@ FAMILIES = {
     "gemma2": lambda folder: tiny.gemma2(seed=3, vocab_size=30).save(folder / "gemma2"),
 }
 WITH_ENCODER = ("t5",)
-UNARY = ("t5", "gpt2")  # served in both ways; the others decoupled alone, which also answers in one piece
+UNARY = tuple(FAMILIES)  # each is served in both ways
 PROMPTS = [[4, 9, 3, 12], [17], [21, 11, 8, 23, 26, 6, 14, 10]]
 STEPS = 9
 LONG = 10_000  # steps that nobody waits for
@@ -390,7 +390,7 @@ def evaluated(folder: Path, address: str, name: str, tokens: list[str], prompts:
     return evaluation.samples
 
 
-@each_unary
+@pytest.mark.parametrize("name", ["t5", "gpt2"])
 def test_evaluate_scores_the_answer_alone(tmp_path: Path, address: str, networks: Any, name: str) -> None:
     """It sends the tokens that end and start; a decoder's prompt has no end token behind it, and is not given back."""
     end = third(networks[name], PROMPTS[1])
