@@ -57,7 +57,7 @@ def read_config(config: Config, names: Collection[str]) -> Config:
             f"hidden_act is {other!r}, but hidden_activation, which transformers goes by, {used!r}: "
             "state what it was trained with in both"
         )
-    llama.check_layer_types(own)
+    llama.check_windows(own)
     return rotary.with_rope(own)
 
 

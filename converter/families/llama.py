@@ -160,6 +160,10 @@ def trt_check(config: Config, activation: str = "hidden_act") -> list[Problem]:
         problems.append(Problem("num_key_value_heads", f"a divisor of num_attention_heads, {heads}", str(shared)))
     if config["head_dim"] % 2:
         problems.append(Problem("head_dim", "an even number", str(config["head_dim"]), "rotary positions turn pairs"))
+    try:
+        check_windows(config)
+    except ValueError as error:  # only a manifest can state them
+        problems.append(Problem("layer_types or max_window_layers", got="others", rule=str(error)))
     scaling = config["rope_scaling"]
     if scaling is not None and rotary.rope_type(scaling) not in TRT_SCALINGS:
         rule = "TensorRT-LLM takes no other for this network, and computes something else without a word"
@@ -293,18 +297,19 @@ def with_heads(config: Config) -> dict[str, Any]:
     return own
 
 
-def check_layer_types(config: Config) -> None:
+def check_windows(config: Config) -> None:
     """Which layers look at a window only, where config.json says so.
 
     Raises:
-        ValueError: not one of two words for every layer.
+        ValueError: not one of two words for every layer, or a first layer that is no number.
     """
-    kinds, depth = config.get("layer_types"), config.get(EACH)
+    kinds, depth, first = config.get("layer_types"), config.get(EACH), config.get("max_window_layers")
     words = ("full_attention", "sliding_attention")
-    if kinds is None:
-        return
-    if not isinstance(kinds, list) or len(kinds) != depth or not all(kind in words for kind in kinds):
+    listed = isinstance(kinds, list) and len(kinds) == depth and all(kind in words for kind in kinds)
+    if kinds is not None and not listed:
         raise ValueError(f"layer_types: expected {' or '.join(words)} for each of {depth} layers")
+    if first is not None and (isinstance(first, bool) or not isinstance(first, int)):
+        raise ValueError(f"max_window_layers: expected a number of layers, found {first!r}")
 
 
 # they may be missing: nothing that is converted needs them, and some models leave them to their tokenizer

@@ -19,7 +19,7 @@ def windows(config: Config) -> list[int]:
     most, depth = int(config["max_position_embeddings"]), int(config[llama.EACH])
     if not config["use_sliding_window"] or not config["sliding_window"]:
         return [most] * depth
-    first = int(config["max_window_layers"])
+    first = min(int(config["max_window_layers"]), depth)
     kinds = config.get("layer_types") or ["full_attention"] * first + ["sliding_attention"] * depth
     return [most if kind == "full_attention" else int(config["sliding_window"]) for kind in kinds[:depth]]
 
@@ -57,10 +57,7 @@ def read_config(config: Config, names: Collection[str]) -> Config:
         ValueError: it contradicts itself, or says what transformers has no meaning for.
     """
     own = rotary.with_rope(llama.with_heads(config))
-    llama.check_layer_types(own)
-    first = own.get("max_window_layers")
-    if first is not None and (isinstance(first, bool) or not isinstance(first, int)):
-        raise ValueError(f"max_window_layers: expected a number of layers, found {first!r}")
+    llama.check_windows(own)
     return own
 
 

@@ -167,6 +167,7 @@ def test_the_fine_tuned_gemma_2_with_its_adapter(tmp_path: Path) -> None:
             "32,32,32,6",
         ),
         (lambda: tiny.qwen2(use_sliding_window=True, sliding_window=4, max_window_layers=1), "32,4"),
+        (lambda: tiny.qwen2(use_sliding_window=True, sliding_window=4, max_window_layers=10**12), ""),
         (lambda: tiny.mistral(sliding_window=None), ""),
         (lambda: tiny.mistral(sliding_window=32), ""),
         (lambda: tiny.gemma2(sliding_window=None), ""),
@@ -204,6 +205,18 @@ def test_a_damaged_llama(case: str, tmp_path: Path) -> None:
     path = tmp_path / "written" / "config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
     assert said in refused(65, "trtllm-to-hf", tmp_path / "written", tmp_path / "out")
+
+
+@pytest.mark.parametrize("values", [{"layer_types": 5}, {"max_window_layers": "1"}, {"rope_scaling": "linear"}])
+def test_a_damaged_manifest(values: dict[str, Any], tmp_path: Path) -> None:
+    """It alone says which layers look at a window."""
+    model = tiny.qwen2(use_sliding_window=True, sliding_window=4, max_window_layers=1)
+    done("hf-to-trtllm", model.save(tmp_path / "hf"), tmp_path / "written")
+    path = tmp_path / "written" / "manifest.json"
+    manifest = json.loads(path.read_text())
+    path.write_text(json.dumps({**manifest, "config": {**manifest["config"], **values}}))
+    (said,) = values
+    assert said in refused(65, "trtllm-to-trtllm", tmp_path / "written", tmp_path / "out")
 
 
 def test_null_is_a_value_of_its_own(tmp_path: Path) -> None:
