@@ -122,7 +122,7 @@ def notes(family: Family, config: Config, variant: Variant) -> list[str]:
     found = [rules.caveat(config)]
     if len(rules.parts) > 1 and variant.pp_size > 1:  # examples/models/core/enc_dec/README.md
         found.append(
-            "Triton's TensorRT-LLM backend serves encoder-decoders of one stage; more stages take NVIDIA's Python runtime"
+            "Triton's TensorRT-LLM backend serves encoder-decoders of one stage; NVIDIA's own runtime takes more"
         )
     if len(rules.parts) > 1 and variant.quant_algo:
         found.append("NVIDIA's own converters never ask for weight-only encoder-decoders: try it first")
