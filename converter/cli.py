@@ -3,91 +3,19 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
 import sys
 import time
 from collections.abc import Callable
-from contextlib import contextmanager
-from functools import wraps
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from converter.errors import FtconvertError, IncompleteError, TerminatedError
+from converter.cli_repository import repository
+from converter.terminal import Size, as_json, fails_well, progress_bar
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from converter.convert import Conversion, Report
     from converter.manifest import Destination
-
-UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 1 << 10, "MIB": 1 << 20, "GIB": 1 << 30}
-
-
-class Size(click.ParamType):  # type: ignore[type-arg]  # generic only in the newest click
-    """`2GiB`, `500MB`, `1048576`."""
-
-    name = "size"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        """Bytes."""
-        text = str(value).strip()
-        digits = text.rstrip("BKMGIbkmgi ")
-        try:
-            size = int(float(digits) * UNITS[text[len(digits) :].strip().upper()])
-        except (ValueError, KeyError, OverflowError):
-            size = 0
-        if size < 1:
-            self.fail(f"{value!r}: expected a size such as 2GiB, 500MB or 1048576", param, ctx)
-        return size
-
-
-def fails_well(command: Callable[..., None]) -> Callable[..., None]:
-    """Every error becomes one message on stderr and the contract's exit code; `--debug` shows the traceback."""
-
-    @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
-    @wraps(command)
-    def wrapper(debug: bool, **options: Any) -> None:
-        def terminate(number: int, frame: object) -> None:
-            raise TerminatedError("terminated; run the same command again to go on")
-
-        signal.signal(signal.SIGTERM, terminate)
-        signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell starts background jobs with it ignored
-        try:
-            command(**options)
-        except KeyboardInterrupt:
-            _end("interrupted; run the same command again to go on", 130, debug)
-        except FtconvertError as error:
-            _end(str(error), error.exit_code, debug)
-        except (click.ClickException, click.exceptions.Exit, BrokenPipeError):  # `| head` closed our output
-            raise  # click ends all of them well
-        except OSError as error:  # storage.py says more about those that it meets
-            _end(f"{error}. If that can be mended, run the same command again.", IncompleteError.exit_code, debug)
-        except Exception as error:
-            _end(
-                f"unforeseen: {type(error).__name__}: {error}\nPlease report this, with the output of --debug.",
-                1,
-                debug,
-            )
-
-    return wrapper
-
-
-def _end(message: str, code: int, debug: bool) -> None:
-    if debug:
-        import traceback
-
-        traceback.print_exc()
-    click.echo(f"ftconvert: {message}", err=True)
-    try:
-        sys.stdout.flush()
-    except OSError:  # stdout is what failed; Python would try it again on its way out, and end with code 120
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    sys.exit(code)
-
-
-as_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON document on stdout.")
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -285,21 +213,6 @@ def _write_config_pbtxt(where: Destination, manifest_bytes: bytes) -> None:
     where.root.write(CONFIG_PBTXT, config_pbtxt(json.loads(manifest_bytes), manifest_bytes, where.version))
 
 
-@contextmanager
-def progress_bar(what: str, total: int, hidden: bool) -> Iterator[Callable[[int], None]]:
-    """Bytes, rate and time left, on stderr; nothing where stderr is no terminal."""
-    if hidden or not sys.stderr.isatty():
-        yield lambda nbytes: None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
-
-    columns = (TextColumn(what), BarColumn(), DownloadColumn(binary_units=True), TransferSpeedColumn())
-    with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True)) as bar:
-        task = bar.add_task(what, total=total)
-        yield lambda nbytes: bar.advance(task, nbytes)
-
-
 def _print_plan(conversion: Conversion, as_json: bool) -> None:
     from converter.tensor import short_name
 
@@ -441,26 +354,4 @@ def serve(repository: str, **options: Any) -> None:
     sys.exit(serve(repository, **options))
 
 
-@main.group()
-def repository() -> None:
-    """Model repositories for NVIDIA Triton."""
-
-
-@repository.command()
-@click.argument("weights")
-@click.argument("repository")
-@click.option("--backend", type=click.Choice(["tensorrtllm"]), required=True, help="What serves it.")
-@click.option("--name", default="", help="Name of the served model.  [default: what WEIGHTS was converted as]")
-@click.option(
-    "--engine-dir",
-    default="",
-    metavar="PATH",
-    help="The engine built of WEIGHTS, as the server sees it.  [default: WEIGHTS itself, which a CPU can serve]",
-)
-@click.option("--decoupled", is_flag=True, help="Allow streaming, and requests of several rows; no plain gRPC calls.")
-@fails_well
-def build(backend: str, weights: str, repository: str, **options: Any) -> None:
-    """Add the model of WEIGHTS, a TensorRT-LLM checkpoint, to REPOSITORY as REPOSITORY/<name>/."""
-    from model_repository import tensorrt_llm
-
-    click.echo(f"{tensorrt_llm.build(weights, repository, **options)}: ready to be served")
+main.add_command(repository)

@@ -16,7 +16,8 @@ import tiny
 from conftest import ftconvert, tree
 
 from converter import cli, families
-from converter.cli import Size, main
+from converter.cli import main
+from converter.terminal import Size
 
 EXECUTABLE = Path(sys.executable).parent / "ftconvert"
 
