@@ -1,4 +1,4 @@
-"""`ftconvert repository ...`: parses, calls, prints. What it calls is imported from model_repository when it is used."""
+"""`ftconvert repository ...`: parses, calls, prints. What it calls is imported from model_repository where used."""
 
 from __future__ import annotations
 
