@@ -53,9 +53,9 @@ QUANT = {"w8a16": "W8A16", "w4a16": "W4A16"}  # --quant -> quant_algo
 # The layers that weight-only quantisation takes, by a part of their name (modeling_utils.py, preprocess_weights).
 QUANTISED = re.compile(r"(qkv|dense|fc|proj|gate)\.weight$")
 QUANTISED_UNIT = 64  # their sizes are rounded up to a multiple of it for every rank, which this way of loading does not
-# Tables of rotary positions that NVIDIA's own converters leave in some rank files; the loader makes them itself.
 RANK_FILE = r"rank\d+\.safetensors"
 MAX_RANKS = 4096  # beyond any machine; a damaged number must not be taken for one
+# Tables of rotary positions that NVIDIA's own converters leave in some rank files; the loader makes them itself.
 ROTARY = ("embed_positions", "embed_positions_for_gpt_attention", "rotary_inv_freq")
 
 
