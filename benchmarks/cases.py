@@ -54,8 +54,9 @@ CASES = {
     "bf16": Case("bf16", "jax-to-ft"),
     "hf": Case("hf", "hf-to-ft"),
     "hf-tp": Case("hf", "hf-to-ft", ranks=True),
-    "trtllm": Case("hf", "hf-to-trtllm"),
-    "trtllm-tp": Case("hf", "hf-to-trtllm", ranks=True),
+    "trtllm": Case("llama", "hf-to-trtllm"),
+    # every rank its part of the embedding, so that as many bytes are written
+    "trtllm-tp": Case("llama", "hf-to-trtllm", ranks=True, options=("--parallel-embedding", "0")),
 }
 MEMORY_CASES = {
     "T5X gzip to FT, tensor parallel": CASES["gzip-tp"],
@@ -96,7 +97,8 @@ def conversions(
         if kind == "gzip":
             contenders["zlib"] = python("benchmarks.floor", "inflate", source, JOBS)
         contenders |= {name: case.command(folder, size, "-j", JOBS) for name, case in chosen.items()}
-        contenders["peers"] = python("benchmarks.peers", PEERS[kind], source, out / "peers", 1)
+        if kind in PEERS:
+            contenders["peers"] = python("benchmarks.peers", PEERS[kind], source, out / "peers", 1)
         runs: dict[str, list[Measured]] = {name: [] for name in contenders}
         for number in range(repeats):
             for name, command in contenders.items():

@@ -26,7 +26,7 @@ POOL = 16 << 20  # numbers
 CHUNK_BYTES = 64 << 20  # t5x, checkpoints.py, _DESIRED_CHUNK_SIZE_BYTES
 SHARD_BYTES = 1 << 30
 RANK = 16
-KINDS = ("t5x", "gzip", "bf16", "hf", "lora")
+KINDS = ("t5x", "gzip", "bf16", "hf", "lora", "llama")
 
 
 def checkpoint(folder: Path, size: str, kind: str) -> Path:
@@ -38,6 +38,8 @@ def checkpoint(folder: Path, size: str, kind: str) -> Path:
     path.mkdir(parents=True)
     if kind == "hf":
         _hugging_face(path, shapes.SIZES[size])
+    elif kind == "llama":
+        _llama(path, shapes.SIZES[size])
     elif kind == "lora":
         _lora(path, shapes.SIZES[size])
     else:
@@ -128,6 +130,11 @@ def _hugging_face(path: Path, size: Size) -> None:
     (path / "config.json").write_text(json.dumps(shapes.config_json(size)))
 
 
+def _llama(path: Path, size: Size) -> None:
+    _safetensors(path / "model.safetensors", shapes.llama(size), "bfloat16")
+    (path / "config.json").write_text(json.dumps(shapes.llama_config_json(size)))
+
+
 def _lora(path: Path, size: Size) -> None:
     """An adapter of rank 16 on q and v, as PEFT saves it."""
     tensors: dict[str, tuple[int, ...]] = {}
@@ -141,15 +148,16 @@ def _lora(path: Path, size: Size) -> None:
     (path / "adapter_config.json").write_text(json.dumps(config))
 
 
-def _safetensors(path: Path, tensors: dict[str, tuple[int, ...]]) -> None:
+def _safetensors(path: Path, tensors: dict[str, tuple[int, ...]], dtype: str = "float32") -> None:
+    code, width = {"float32": ("F32", 4), "bfloat16": ("BF16", 2)}[dtype]
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     end = 0
     for name, shape in tensors.items():
-        start, end = end, end + int(np.prod(shape)) * 4
-        header[name] = {"dtype": "F32", "shape": shape, "data_offsets": [start, end]}
+        start, end = end, end + int(np.prod(shape)) * width
+        header[name] = {"dtype": code, "shape": shape, "data_offsets": [start, end]}
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
     with open(path, "wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
         for number, shape in enumerate(tensors.values()):
-            file.writelines(_bits(number, int(np.prod(shape)) * 4))
+            file.writelines(_bits(number, int(np.prod(shape)) * width, dtype))

@@ -112,3 +112,35 @@ def config_json(size: Size) -> dict[str, object]:
         "pad_token_id": 0,
         "torch_dtype": "float32",
     }
+
+
+# ----------------------------------------------------------------------------------------- LLaMA-like, for TensorRT-LLM
+
+
+def llama(size: Size) -> dict[str, tuple[int, ...]]:
+    """Tensors of a decoder of twice the width: at the large size 1.4 billion parameters, as TinyLlama has."""
+    hidden, inner = 2 * size.d_model, 2 * size.d_ff
+    shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (size.vocab_size, hidden)}
+    for i in range(size.num_layers):
+        layer = f"model.layers.{i}"
+        for name in "qkvo":
+            shapes[f"{layer}.self_attn.{name}_proj.weight"] = (hidden, hidden)
+        shapes |= {f"{layer}.mlp.{name}_proj.weight": (inner, hidden) for name in ("gate", "up")}
+        shapes[f"{layer}.mlp.down_proj.weight"] = (hidden, inner)
+        shapes |= {f"{layer}.{name}_layernorm.weight": (hidden,) for name in ("input", "post_attention")}
+    return {**shapes, "model.norm.weight": (hidden,), "lm_head.weight": (size.vocab_size, hidden)}
+
+
+def llama_config_json(size: Size) -> dict[str, object]:
+    """config.json as transformers writes it."""
+    return {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "hidden_size": 2 * size.d_model,
+        "intermediate_size": 2 * size.d_ff,
+        "num_attention_heads": size.num_heads,
+        "num_hidden_layers": size.num_layers,
+        "vocab_size": size.vocab_size,
+        "max_position_embeddings": 2048,
+        "torch_dtype": "bfloat16",
+    }
