@@ -117,16 +117,15 @@ def _options(source: str, target: str) -> list[Option]:
     if target == "hf":
         tokenizer = "SentencePiece .model, tokenizer.json or folder to take along.  [default: the source's own]"
         options.append(click.option("--tokenizer", default="", metavar="PATH", help=tokenizer))
-    if target == "ft":
-        options.append(
-            click.option(
-                "--layout",
-                type=click.Choice(["repository", "weights"]),
-                default="repository",
-                show_default=True,
-                help="A Triton model repository, or the bare weights.",
-            )
+    options.append(
+        click.option(
+            "--layout",
+            type=click.Choice(["repository", "weights"]),
+            default="repository" if target == "ft" else "weights",
+            show_default=True,
+            help="A Triton model repository (FasterTransformer alone), or the bare weights.",
         )
+    )
     return [
         *options,
         click.option("--memory-budget", type=Size(), default="2GiB", show_default=True, help="Bytes in flight."),

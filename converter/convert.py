@@ -132,6 +132,11 @@ def prepare(request: Request) -> Conversion:
     if request.lora:
         opened = lora.merge(opened, adapter_folder(request.lora))
     layout = request.layout or (REPOSITORY if target == "ft" else WEIGHTS)
+    if layout == REPOSITORY and target != "ft":
+        raise OptionsError(
+            "--layout repository: only FasterTransformer's weights lie in the repository themselves; write this with "
+            "--layout weights, then `ftconvert repository build` makes the model that serves it"
+        )
     request = replace(request, name=name, layout=layout)
     model, files, own_options, more = _TARGETS[target](request, opened, dtype)
     plan = Plan(tuple(files))

@@ -330,6 +330,12 @@ def test_refused(case: str, tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("pair", ["hf-to-trtllm", "hf-to-hf"])
+def test_a_repository_is_built_of_it_afterwards(pair: str, gpt2: Path, tmp_path: Path) -> None:
+    assert "repository build" in refused(78, pair, gpt2, tmp_path / "out", "--layout", "repository")
+    done(pair, gpt2, tmp_path / "out", "--layout", "weights")
+
+
 T5_OPTIONS: dict[str, tuple[dict[str, Any], tuple[object, ...], str]] = {
     "vocabulary": ({"vocab_size": 51}, ("-t", 2), "vocab_size"),
     "heads": ({}, ("-t", 8), "num_heads"),
