@@ -10,7 +10,7 @@ import uuid
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -43,6 +43,21 @@ def logits(folder: Path) -> np.ndarray:
     tokens = torch.from_numpy(np.random.default_rng(1).integers(0, network.config.vocab_size, (2, 11)))
     with torch.inference_mode():
         return network.eval()(tokens).logits.numpy()
+
+
+def t5x_difference(network: Any, source: Path) -> float:
+    """The largest difference between a network's logits and those that T5X's own gave for a golden checkpoint."""
+    import torch
+
+    oracle = np.load(source / "oracle.npz")
+    encoder, decoder = (torch.from_numpy(oracle[f"{side}_input_tokens"]).long() for side in ("encoder", "decoder"))
+    with torch.inference_mode():
+        found = network(input_ids=encoder, attention_mask=(encoder != 0).long(), decoder_input_ids=decoder).logits
+    # T5X masks padding in the decoder, transformers does not: only positions before it can be compared
+    real = np.cumprod(oracle["decoder_input_tokens"][:, 1:] != 0, axis=1).astype(bool)
+    real = np.concatenate([np.ones((len(real), 1), bool), real], axis=1)
+    assert real.sum() > 10
+    return float(np.abs(found.numpy() - oracle["logits"])[real].max())
 
 
 def done(*arguments: object) -> str:

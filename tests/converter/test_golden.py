@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import ROOT
+from conftest import ROOT, t5x_difference
 
 from converter.convert import Request, convert, prepare
 from converter.families.base import boolean
@@ -83,20 +83,9 @@ def test_bfloat16_is_nvidias_float32_rounded_once(golden: Callable[[str], Path],
 def test_weights_read_back_give_t5xs_logits(
     golden: Callable[[str], Path], tmp_path: Path, case: str, model: str, tp: int
 ) -> None:
-    import torch
-
     from model_repository.backends import reference
 
     source = golden(case)
     convert(prepare(Request(str(source), str(tmp_path), model, tensor_parallel=tp, layout="weights")))
     network = reference.load(fastertransformer.open(str(tmp_path / f"{tp}-gpu")))
-    oracle = np.load(source / "oracle.npz")
-    encoder, decoder = (torch.from_numpy(oracle[f"{side}_input_tokens"]).long() for side in ("encoder", "decoder"))
-    with torch.inference_mode():
-        logits = network(input_ids=encoder, attention_mask=(encoder != 0).long(), decoder_input_ids=decoder).logits
-    # T5X masks padding in the decoder, transformers does not: only positions before it can be compared.
-    real = np.cumprod(oracle["decoder_input_tokens"][:, 1:] != 0, axis=1).astype(bool)
-    real = np.concatenate([np.ones((len(real), 1), bool), real], axis=1)
-    assert real.sum() > 10
-    difference = np.abs(logits.numpy() - oracle["logits"])[real]
-    assert difference.max() < 1e-4, f"largest difference {difference.max()}"
+    assert t5x_difference(network, source) < 1e-4

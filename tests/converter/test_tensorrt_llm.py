@@ -433,6 +433,19 @@ def test_a_damaged_source(case: str, written: Path, tmp_path: Path) -> None:
     assert said in refused(65, "trtllm-to-hf", written, tmp_path / "out")
 
 
+def test_what_is_stored_more_than_once_is_compared(tmp_path: Path) -> None:
+    """Two ranks share the only head of keys; the vocabulary of 29 is padded to 30."""
+    source = tiny.llama(num_key_value_heads=1).save(tmp_path / "hf")
+    for name in ("transformer.layers.1.attention.qkv.weight", "lm_head.weight"):
+        folder = tmp_path / name
+        done("hf-to-trtllm", source, folder, "-t", 2)
+        (folder / "manifest.json").unlink()
+        array = load_file(folder / "rank1.safetensors")[name].copy()
+        array[-1] += 1
+        edit(folder / "rank1.safetensors", name, array)
+        assert f"rank0.safetensors:{name}" in refused(65, "trtllm-to-hf", folder, tmp_path / "out")
+
+
 def test_half_of_an_encoder_decoder(tmp_path: Path) -> None:
     source = tiny.t5x_checkpoint(tmp_path / "t5x")
     done("jax-to-trtllm", source, tmp_path / "out", "--model", "ul2")
