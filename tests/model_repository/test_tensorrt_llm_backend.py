@@ -41,9 +41,20 @@ def t5(folder: Path) -> Path:
     return folder / "t5"
 
 
+def umt5(folder: Path) -> Path:
+    """An umT5 with another table of positions in every layer."""
+    sizes = tiny.T5(tied=False)
+    gin = tiny.t5_gin(sizes).replace("silu", "gelu")
+    tiny.write_t5x(folder / "scanned", tiny.umt5_arrays(sizes, seed=8), gin=gin)
+    result = ftconvert("jax-to-hf", "--model", "umt5", folder / "scanned", folder / "umt5")
+    assert result.exit_code == 0, result.stderr
+    return folder / "umt5"
+
+
 # Another family is one line here: how to save it as a Hugging Face model.
 FAMILIES = {
     "t5": t5,
+    "umt5": umt5,
     "gpt2": lambda folder: tiny.gpt2(seed=3).save(folder / "gpt2"),
     "gptneox": lambda folder: tiny.gptneox(seed=3, intermediate_size=128, vocab_size=30).save(folder / "gptneox"),
     "llama": lambda folder: tiny.llama(seed=3).save(folder / "llama"),
@@ -52,7 +63,7 @@ FAMILIES = {
     "gemma": lambda folder: tiny.gemma(seed=3, vocab_size=30).save(folder / "gemma"),
     "gemma2": lambda folder: tiny.gemma2(seed=3, vocab_size=30).save(folder / "gemma2"),
 }
-WITH_ENCODER = ("t5",)
+WITH_ENCODER = ("t5", "umt5")
 UNARY = tuple(FAMILIES)  # each is served in both ways
 PROMPTS = [[4, 9, 3, 12], [17], [21, 11, 8, 23, 26, 6, 14, 10]]
 STEPS = 9
