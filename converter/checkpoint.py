@@ -11,7 +11,7 @@ import numpy as np
 from converter import ops
 from converter.errors import Problem, SourceError, report
 from converter.families import family_named, preset_named
-from converter.families.base import Config, Family, Folded, Tensors
+from converter.families.base import Config, Family, Folded, Tensors, Variant
 from converter.families.rows import Repeat, expand, write_rows
 from converter.plan import BAND_BYTES, bands
 from converter.storage import Storage
@@ -58,6 +58,7 @@ class Checkpoint:
         companions: files that a Hugging Face model takes along.
         adapters: folders of adapters that lie beside the weights and are not merged.
         stored_dtype: of the files, where a tensor is read wider than it is stored.
+        variant: of a TensorRT-LLM checkpoint: its ranks, and what was asked for beside the model.
     """
 
     family: Family
@@ -72,6 +73,7 @@ class Checkpoint:
     companions: tuple[Companions, ...] = ()
     adapters: tuple[str, ...] = ()
     stored_dtype: np.dtype[Any] | None = None
+    variant: Variant | None = None
 
     @property
     def dtypes(self) -> tuple[np.dtype[Any], ...]:
@@ -146,9 +148,16 @@ def check_repeats(checkpoint: Checkpoint) -> None:
             for box in bands(expected, BAND_BYTES)
         )
         if not equal:
-            problems.append(Problem(name, f"equal to {expected.origin}", "other values", otherwise, stored.origin))
+            what = f"equal to {_short(expected.origin)}"
+            problems.append(Problem(name, what, "other values", otherwise, _short(stored.origin)))
     if problems:
-        raise SourceError(report(f"{checkpoint.source.uri}: tensors that contradict each other", problems))
+        mend = "The checkpoint is damaged, or it is of another kind of model: copy it again, or convert it again."
+        raise SourceError(report(f"{checkpoint.source.uri}: tensors that contradict each other", problems, mend))
+
+
+def _short(origin: str) -> str:
+    """An origin, fit for a message: one made of many parts names the first."""
+    return origin if len(origin) <= 160 else f"{origin[:150]}..."
 
 
 Statement = tuple[str, Config]  # (who says so, what)

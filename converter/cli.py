@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -145,7 +145,10 @@ def _options(source: str, target: str) -> list[Option]:
 
 TRTLLM = [
     click.option(
-        "--trtllm-version", default="1.0", show_default=True, metavar="X.Y", help="TensorRT-LLM that builds the engine."
+        "--trtllm-version",
+        default=None,
+        metavar="X.Y",
+        help="TensorRT-LLM that builds the engine.  [default: 1.0, or what a checkpoint is for]",
     ),
     click.option(
         "--parallel-embedding",
@@ -250,6 +253,7 @@ def _print_plan(conversion: Conversion, as_json: bool) -> None:
         f"memory budget {conversion.limits.budget:,} bytes (at least {plan.minimum_budget:,} needed), "
         f"{conversion.limits.jobs} threads"
     )
+    _print_build(conversion.manifest, conversion.destination)
     if conversion.checkpoint.derived:
         click.echo(f"compared before anything is written: {', '.join(totals['compared_first'])}")
 
@@ -280,9 +284,14 @@ def _print_report(report: Report, seconds: float, quiet: bool, as_json: bool) ->
             f"{where.root}: {document['parameters']:,} parameters as {document['dtype']}, "
             f"{document['files']} files{resumed}, {document['bytes_written']:,} bytes in {seconds:.1f} s"
         )
-        if "trtllm_build" in document:
-            click.echo(f"Build the engines on the GPU that they will run on, in {where.root}:")
-            click.echo("\n".join(f"  {command}" for command in document["trtllm_build"]))
+        _print_build(report.manifest, where)
+
+
+def _print_build(manifest: Mapping[str, Any], where: Destination) -> None:
+    """The commands that make engines of a TensorRT-LLM checkpoint; nothing for other formats."""
+    if commands := manifest.get("trtllm_build"):
+        click.echo(f"Build the engines on the GPU that they will run on, in {where.root}:")
+        click.echo("\n".join(f"  {command}" for command in commands))
 
 
 @main.command()

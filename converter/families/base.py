@@ -109,6 +109,7 @@ class Row:
     shape: str = ""
     lossy: str = ""
     stage: str = ""  # FIRST or LAST
+    otherwise: str = ""  # what it means where a derived one differs
 
 
 FIRST, LAST = "first", "last"
@@ -123,8 +124,9 @@ class Field:
 
     The key is written `section.key`; a file without sections has keys alone. `read` is given the text and the section
     that it stands in, and raises ValueError (or KeyError: what else it takes is not there) where it cannot make sense
-    of them. `absent` is what the reader of the file takes where there is none; without one nothing is stated. A
-    `narrow` field holds less than the config: what is read back need only be written alike.
+    of them. `absent` is what the reader of the file takes where there is none; without one nothing is stated, or, if it
+    is `required`, the file is refused: its reader would take another model's value. A `narrow` field holds less than
+    the config: what is read back need only be written alike. One that `repeats` others is compared with them.
     """
 
     key: str
@@ -132,6 +134,8 @@ class Field:
     read: Callable[[Any, Section], Config]
     absent: Any = None
     narrow: bool = False
+    required: bool = False
+    repeats: bool = False
 
     @property
     def place(self) -> tuple[str, str]:
@@ -333,6 +337,7 @@ class TensorRTLLMTable:
     # max_attention_window_size of the runtime, which no checkpoint can say: how many tokens each layer looks back on,
     # as far as they do not repeat; () where every layer looks back on all
     windows: Callable[[Config], tuple[int, ...]] = lambda config: ()
+    unsaid: Config = field(default_factory=dict)  # what a checkpoint has no word for, as it computes without one
     # the variant as it has to be for this model; raises OptionsError where it cannot be
     adapt: Callable[[Config, Variant], Variant] = lambda config, variant: variant
 

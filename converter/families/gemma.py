@@ -45,9 +45,9 @@ ROUNDED = (
 def trt_fields(architecture: str, activation: str, inter_layernorms: bool) -> Iterator[Field]:
     """What config.json of all Gemmas holds."""
     yield from llama.trt_fields(architecture, activation)
-    yield value("attn_bias", "attention_bias")
+    yield value("attn_bias", "attention_bias", absent=False)
     yield fixed("mlp_bias", False)
-    yield fixed("inter_layernorms", inter_layernorms)
+    yield (trtllm.must if inter_layernorms else fixed)("inter_layernorms", inter_layernorms)
 
 
 def trt_check(config: Config, activation: str = "hidden_act") -> list[Problem]:

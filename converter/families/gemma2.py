@@ -11,7 +11,7 @@ from collections.abc import Collection, Iterator
 from functools import partial
 
 from converter.families import gemma, llama, rotary, trtllm
-from converter.families.base import Config, Family, Field, Preset, value
+from converter.families.base import Config, Family, Field, Preset
 
 NORMS = (*llama.NORMS, "pre_feedforward_layernorm", "post_feedforward_layernorm")
 CAPS = ("attn_logit_softcapping", "final_logit_softcapping")  # null: none
@@ -32,7 +32,7 @@ TRT_NORMS = {**llama.TRT_NORMS, **{norm: norm for norm in NORMS if norm not in l
 
 def _trt_fields() -> Iterator[Field]:
     yield from gemma.trt_fields("Gemma2ForCausalLM", "hidden_activation", True)
-    yield value("query_pre_attn_scalar", "query_pre_attn_scalar")
+    yield trtllm.stated("query_pre_attn_scalar", "query_pre_attn_scalar")
     for key in CAPS:
         yield trtllm.nullable(key, key)
 

@@ -29,7 +29,6 @@ from converter.families.base import (
     constant,
     fixed,
     number,
-    value,
 )
 
 WTE, WPE, FINAL_NORM = "transformer.wte.weight", "transformer.wpe.weight", "transformer.ln_f"
@@ -132,10 +131,10 @@ def _trt_rows(config: Config, variant: Variant) -> Iterator[Row]:
 def _trt_fields() -> Iterator[Field]:
     yield fixed("architecture", "GPT2LMHeadModel")
     yield from trtllm.decoder_fields("n_embd", EACH, "n_head")
-    yield value("intermediate_size", "n_inner")
-    yield value("max_position_embeddings", "n_positions")
-    yield value("norm_epsilon", "layer_norm_epsilon")
-    yield value("hidden_act", "activation_function")
+    yield trtllm.stated("intermediate_size", "n_inner")
+    yield trtllm.stated("max_position_embeddings", "n_positions")
+    yield trtllm.stated("norm_epsilon", "layer_norm_epsilon")
+    yield trtllm.stated("hidden_act", "activation_function")
     yield trtllm.repeats("num_key_value_heads", lambda config: config["n_head"])
     yield trtllm.repeats("head_size", _head_size)
     yield trtllm.repeats("rotary_embedding_dim", _head_size)

@@ -38,7 +38,6 @@ from converter.families.base import (
     fixed,
     number,
     one_way,
-    value,
 )
 
 # transformers 5 calls the output layer lm_head in memory; the files of every version call it embed_out
@@ -203,9 +202,9 @@ def _trt_fields() -> Iterator[Field]:
     yield fixed("architecture", "GPTNeoXForCausalLM")
     for one in trtllm.decoder_fields("hidden_size", EACH, "num_attention_heads"):
         yield one if one.key != "hidden_size" else replace(one, read=_read_hidden_size)
-    yield fixed("position_embedding_type", "rope_gpt_neox")
+    yield trtllm.must("position_embedding_type", "rope_gpt_neox")
     for key in ("max_position_embeddings", "rotary_emb_base", "rotary_pct", "hidden_act"):
-        yield value(key, key)
+        yield trtllm.stated(key, key)
 
 
 def _read_hidden_size(found: Any, section: Section) -> Config:

@@ -122,12 +122,12 @@ def trt_fields(architecture: str, activation: str = "hidden_act") -> Iterator[Fi
         ("max_position_embeddings", "max_position_embeddings"),
         ("hidden_act", activation),
         ("norm_epsilon", "rms_norm_eps"),
-        ("rotary_base", "rope_theta"),
     ):
-        yield value(key, config)
+        yield trtllm.stated(key, config)
+    yield value("rotary_base", "rope_theta", absent=10000.0)
     yield trtllm.repeats("rotary_embedding_dim", lambda config: config["head_dim"])
     yield Field("rotary_scaling", lambda config: config["rope_scaling"], _read_scaling, absent=trtllm.NULL)
-    yield fixed("position_embedding_type", "rope_gpt_neox")
+    yield trtllm.must("position_embedding_type", "rope_gpt_neox")
     yield fixed("qk_layernorm", False)
 
 
@@ -252,8 +252,8 @@ def trt_table(
 def _trt_fields() -> Iterator[Field]:
     yield from trt_fields("LlamaForCausalLM")
     for key, config in (("attn_bias", "attention_bias"), ("mlp_bias", "mlp_bias")):
-        yield value(key, config)
-    yield value("tie_word_embeddings", "tie_word_embeddings")
+        yield value(key, config, absent=False)
+    yield value("tie_word_embeddings", "tie_word_embeddings", absent=False)
     for key, meant in TRT_FIXED.items():
         yield fixed(key, meant)
 

@@ -20,7 +20,7 @@ def windows(config: Config) -> list[int]:
 
 def _trt_fields() -> Iterator[Field]:
     yield from llama.trt_fields("MistralForCausalLM")
-    yield value("tie_word_embeddings", "tie_word_embeddings")
+    yield value("tie_word_embeddings", "tie_word_embeddings", absent=False)
     for key, meant in {"attn_bias": False, "mlp_bias": False, **llama.TRT_FIXED}.items():
         yield fixed(key, meant)
 
@@ -47,5 +47,5 @@ FAMILY = Family(
     features=llama.features,
     weights=tuple(llama.weights({})),
     huggingface=llama.hugging_face("mistral"),
-    tensorrt_llm=llama.trt_table(_trt_fields(), {}, windows=windows),
+    tensorrt_llm=llama.trt_table(_trt_fields(), {}, windows=windows, unsaid={"sliding_window": None}),
 )

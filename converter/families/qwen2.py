@@ -40,9 +40,9 @@ TRT_FIXED = {
 
 def _trt_fields() -> Iterator[Field]:
     yield from llama.trt_fields("Qwen2ForCausalLM")
-    yield value("tie_word_embeddings", "tie_word_embeddings")
+    yield value("tie_word_embeddings", "tie_word_embeddings", absent=False)
     # without logn attention nothing is computed with it
-    yield trtllm.repeats("seq_length", lambda config: config.get("seq_length", 8192))
+    yield trtllm.unread("seq_length", lambda config: config.get("seq_length", 8192))
     for key, meant in TRT_FIXED.items():
         yield fixed(key, meant)
 

@@ -94,7 +94,15 @@ def read_rows(family: Family, rows: Mapping[str, Row], config: Config, stored: T
         if not row.derived:
             canonical.update(zip(row.of, row.layout.inverse(stored[name]), strict=True))
     repeats = (row for row in rows.values() if row.derived or row.layout.redundant)
-    derived = {row.name: Repeat(stored[row.name], _laid_out(row, canonical)) for row in repeats}
+    copies = "what several ranks share, or what is only padding, differs"
+    derived = {
+        row.name: Repeat(
+            stored[row.name],
+            _laid_out(row, canonical),
+            row.otherwise or (copies if row.layout.redundant and not row.derived else ""),
+        )
+        for row in repeats
+    }
     return StoredModel({name: canonical[name] for name in specs}, derived)
 
 

@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 from converter import ops
 from converter.errors import Problem
-from converter.families.base import COPY, Config, Field, Layout, Row, Section, Variant, value
+from converter.families.base import COPY, Config, Field, Layout, Row, Section, Variant, fixed, value
 from converter.tensor import LazyTensor, TensorSpec
 
 Range = tuple[int, int]
@@ -147,21 +148,32 @@ def head(canonical: str, rows: int, variant: Variant, **more: Any) -> Row:
     return Row(HEAD, (canonical,), padded(rows, variant.tp_size), split=ROWS, **more)
 
 
+def stated(key: str, config: str) -> Field:
+    """A value of the config that every file has to state: without it the loader takes some other model's."""
+    return replace(value(key, config), required=True)
+
+
+def must(key: str, meant: Any) -> Field:
+    """The same value for every model of the family, which every file has to state, too."""
+    return replace(fixed(key, meant), required=True)
+
+
 def decoder_fields(hidden: str, layers: str, heads: str) -> Iterator[Field]:
     """What config.json of every decoder alone begins with, for the family's own words."""
-    yield value("vocab_size", "vocab_size")
-    yield value("hidden_size", hidden)
-    yield value("num_hidden_layers", layers)
-    yield value("num_attention_heads", heads)
+    yield stated("vocab_size", "vocab_size")
+    yield stated("hidden_size", hidden)
+    yield stated("num_hidden_layers", layers)
+    yield stated("num_attention_heads", heads)
 
 
 def repeats(key: str, write: Callable[[Config], Any]) -> Field:
-    """A value that follows from others."""
+    """A value that follows from others, and is compared with them."""
+    return Field(key, write, lambda found, section: {}, repeats=True)
 
-    def read(found: Any, section: Section) -> Config:
-        return {}
 
-    return Field(key, write, read)
+def unread(key: str, write: Callable[[Config], Any]) -> Field:
+    """A value that is written, and says nothing of the model."""
+    return Field(key, write, lambda found, section: {})
 
 
 NULL = "null"

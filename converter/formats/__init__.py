@@ -12,6 +12,8 @@ from converter.errors import SourceError, SourceMissingError
 from converter.formats import fastertransformer, hub, huggingface, lora, t5x, tensorrt_llm
 from converter.storage import Storage, open_storage
 
+Open = Callable[[Storage, str | None, int | None], Checkpoint]  # (folder, preset, step)
+
 
 @dataclass(frozen=True)
 class Format:
@@ -21,7 +23,7 @@ class Format:
     name: str
     title: str  # for messages
     recognises: Callable[[Storage], bool]
-    open: Callable[[Storage, str | None, int | None], Checkpoint]  # (folder, preset, step)
+    open: Open
 
 
 def is_hub(path: str) -> bool:
@@ -29,7 +31,9 @@ def is_hub(path: str) -> bool:
     return path.startswith(hub.SCHEME)
 
 
-def _with_manifest(open: Callable[..., Checkpoint]) -> Callable[[Storage, str | None, int | None], Checkpoint]:
+def _with_manifest(
+    name: str, open: Callable[..., Checkpoint]
+) -> Callable[[Storage, str | None, int | None], Checkpoint]:
     """With the config of the manifest, where there is one: neither of the two formats holds all of it."""
 
     def open_weights(weights: Storage, model: str | None, step: int | None) -> Checkpoint:
@@ -37,6 +41,8 @@ def _with_manifest(open: Callable[..., Checkpoint]) -> Callable[[Storage, str | 
         if root is None:
             return open(str(weights), None, model)
         written = manifest.load(root)
+        if (found := written.get("format")) != name:
+            raise SourceError(f"{root.path(manifest.MANIFEST)}: expected format {name!r}, found {found!r}: not its own")
         return open(str(weights), written["config"], model, str(written.get("family") or ""))
 
     return open_weights
@@ -55,14 +61,14 @@ FORMATS = (
         fastertransformer.NAME,
         "FasterTransformer weights (`<tp>-gpu/config.ini`)",
         fastertransformer.recognises,
-        _with_manifest(fastertransformer.open),
+        _with_manifest(fastertransformer.NAME, fastertransformer.open),
     ),
     Format(
         "trtllm",
         tensorrt_llm.NAME,
         "a TensorRT-LLM checkpoint (`config.json` with rank0.safetensors)",
         tensorrt_llm.recognises,
-        _with_manifest(tensorrt_llm.open),
+        _with_manifest(tensorrt_llm.NAME, tensorrt_llm.open),
     ),
     Format(
         "hf",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -46,12 +47,29 @@ class Fields:
         ]
         return [*contradicting, ("manifest.json", config)]
 
+    def contradictions(self, config: Config) -> list[Problem]:
+        """Values that follow from others, where they do not."""
+        problems = []
+        for one in self.fields:
+            name, key = one.place
+            section = self.sections.get(name, {})
+            if one.repeats and key in section and not _alike(section[key], expected := one.write(config)):
+                rule = "it follows from the other values"
+                problems.append(Problem(one.key, repr(expected), repr(section[key])[:80], rule, self.file))
+        return problems
+
     def _repeats(self, one: Field, config: Config, values: Config) -> bool:
         """Whether a field that holds less than the config would be written alike for this one."""
         try:
             return one.narrow and one.read(one.write(config), self.sections[one.place[0]]) == values
         except (ValueError, KeyError, TypeError, ArithmeticError):  # a damaged manifest
             return False
+
+
+def _alike(found: Any, expected: Any) -> bool:
+    """Whether two numbers are the same but for how they were rounded."""
+    numbers = all(isinstance(one, int | float) and not isinstance(one, bool) for one in (found, expected))
+    return math.isclose(found, expected, rel_tol=1e-6) if numbers else found == expected
 
 
 def read(file: str, fields: Sequence[Field], sections: Mapping[str, Section]) -> Fields:
@@ -62,6 +80,10 @@ def read(file: str, fields: Sequence[Field], sections: Mapping[str, Section]) ->
         section = sections.get(name, {})
         stated = section.get(key.lower())
         text = one.absent if stated is None else stated
+        if one.required and key.lower() not in section:
+            rule = "without it the file's own reader takes another model's value"
+            found.problems.append(Problem(one.key, "a value", "not there", rule, file))
+            continue
         try:
             found.values[one.key] = {} if text is None else one.read(text, section)
         except (ValueError, KeyError, TypeError, ArithmeticError) as error:

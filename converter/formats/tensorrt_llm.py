@@ -52,6 +52,7 @@ CONFIG = "config.json"
 QUANT = {"w8a16": "W8A16", "w4a16": "W4A16"}  # --quant -> quant_algo
 # The layers that weight-only quantisation takes, by a part of their name (modeling_utils.py, preprocess_weights).
 QUANTISED = re.compile(r"(qkv|dense|fc|proj|gate)\.weight$")
+MEND = "Copy or convert the checkpoint again, and see that config.json belongs to it."
 QUANTISED_UNIT = 64  # their sizes are rounded up to a multiple of it for every rank, which this way of loading does not
 RANK_FILE = r"rank\d+\.safetensors"
 MAX_RANKS = 4096  # beyond any machine; a damaged number must not be taken for one
@@ -68,7 +69,10 @@ def version(text: str) -> tuple[int, int]:
     match = re.fullmatch(r"(\d+)\.(\d+)(\.\d+)?", text or "1.0")
     found = (int(match[1]), int(match[2])) if match else (0, 0)
     if not ((0, 13) <= found <= (0, 18) or found >= (1, 0)):
-        raise UsageError(f"--trtllm-version {text}: expected 0.13 to 0.18, or 1.0 and later")
+        raise UsageError(
+            f"--trtllm-version {text}: expected 0.13 to 0.18, or 1.0 and later, as X.Y. Between them T5's tensors got "
+            "other names, and which release was the first is not known; give the nearest one that your engine reads"
+        )
     return found
 
 
@@ -227,7 +231,11 @@ def settings(part: TensorRTLLMPart, config: Config, variant: Variant, dtype: np.
 
 def below(part: TensorRTLLMPart, name: str) -> str:
     """A file of a folder, relative to the checkpoint."""
-    return f"{part.folder}/{name}" if part.folder else name
+    return _in(part.folder, name)
+
+
+def _in(folder: str, name: str) -> str:
+    return f"{folder}/{name}" if folder else name
 
 
 def path(part: TensorRTLLMPart, rank: int) -> str:
@@ -240,18 +248,22 @@ def path(part: TensorRTLLMPart, rank: int) -> str:
 
 def recognises(storage: Storage) -> bool:
     """Whether this is the folder of a checkpoint, of one of its two halves, or of an engine made of one."""
-    return any(_text(storage, name) is not None for name in (CONFIG, f"decoder/{CONFIG}"))
+    return any(_text(storage, folder) is not None for folder in ("", "decoder", "encoder"))
 
 
-def _text(storage: Storage, name: str) -> bytes | None:
-    """A config.json, if it is TensorRT-LLM's: that of a Hugging Face model has `architectures`."""
+def _text(storage: Storage, folder: str) -> bytes | None:
+    """A folder's config.json, if it is TensorRT-LLM's: that of a Hugging Face model has `architectures`.
+
+    A damaged one is, where rank files lie beside it.
+    """
+    name = _in(folder, CONFIG)
     if not storage.is_file(name):
         return None
     text = storage.read(name)
     try:
         stated = json.loads(text)
     except (ValueError, RecursionError):
-        return None
+        return text if storage.is_file(_in(folder, "rank0.safetensors")) else None
     ours = isinstance(stated, dict) and (isinstance(stated.get("architecture"), str) or "pretrained_config" in stated)
     return text if ours else None
 
@@ -280,15 +292,18 @@ def open(uri: str, config: Config | None = None, model: str | None = None, famil
     storage = open_storage(uri)
     known = family_name or (preset_named(model)[0].name if model else "")
     family, texts = _family(storage, known)
-    stated = {folder: load_json(text, storage.path(f"{folder}/{CONFIG}")) for folder, text in texts.items()}
+    stated = {folder: load_json(text, storage.path(_in(folder, CONFIG))) for folder, text in texts.items()}
     rules = table(family)
     said = fields.read(CONFIG, [one for part in rules.parts for one in part.fields], stated)
     if said.problems:
-        raise SourceError(report(f"{storage}: values of {CONFIG} that cannot be read", said.problems))
+        raise SourceError(report(f"{storage}: values of {CONFIG} that cannot be read", said.problems, MEND))
     variant = _variant(storage, rules, stated)
     folders, digest = _folders(storage, rules, stated, variant)
+    dtype = _dtype(storage, folders)
     variant = replace(variant, old_names=not any(EMBEDDING in tensors for tensors in folders[0].ranks))
     statements = said.statements(config)
+    if config is None:
+        statements.append((f"what {CONFIG} has no word for", rules.unsaid))
     if model is not None:
         meant = preset_named(model)[0]
         if meant is not family:
@@ -296,8 +311,8 @@ def open(uri: str, config: Config | None = None, model: str | None = None, famil
         statements.append(preset_statement(model, agreed(statements, str(storage)).get("vocab_size")))
     values, assumed = with_defaults(family, agreed(statements, str(storage)))
     require_dims(family, values, sum(len(tensors) for one in folders for tensors in one.ranks), str(storage))
-    if impossible := rules.check(values):
-        raise SourceError(report(f"{storage}: TensorRT-LLM has no such models", impossible))
+    if impossible := [*rules.check(values), *said.contradictions(values)]:
+        raise SourceError(report(f"{storage}: TensorRT-LLM has no such models", impossible, MEND))
     try:
         adapted(family, values, variant)
     except OptionsError as error:
@@ -315,9 +330,17 @@ def open(uri: str, config: Config | None = None, model: str | None = None, famil
         description,
         {**opened.derived, **copies},
         assumed + (() if config is not None else tuple(sorted(said.absent))),
-        notes=tuple(lossy(rows)),
-        stored_dtype=_dtype(storage, folders),
+        notes=(*lossy(rows), *_assumed(family, values, assumed)),
+        stored_dtype=dtype,
+        variant=variant,
     )
+
+
+def _assumed(family: Family, values: Config, assumed: Sequence[str]) -> list[str]:
+    """What is assumed about what the model computes."""
+    keys = [key for key in assumed if key not in family.token_ids]
+    named = ", ".join(f"{key} {values[key]}" for key in keys)
+    return [f"{CONFIG} has no word for all of the model's config; assumed: {named}"] if keys else []
 
 
 def _family(storage: Storage, known: str) -> tuple[Family, dict[str, bytes]]:
@@ -326,14 +349,13 @@ def _family(storage: Storage, known: str) -> tuple[Family, dict[str, bytes]]:
     Args:
         known: its name, where somebody else says it.
     """
-    halves = {folder: _text(storage, f"{folder}/{CONFIG}") for folder in ("encoder", "decoder")}
-    whole = _text(storage, CONFIG)
-    texts = {folder: text for folder, text in {**halves, "": whole}.items() if text is not None}
-    stated = {folder: load_json(text, str(storage)) for folder, text in texts.items()}
+    found_texts = {folder: _text(storage, folder) for folder in ("encoder", "decoder", "")}
+    texts = {folder: text for folder, text in found_texts.items() if text is not None}
+    stated = {folder: load_json(text, storage.path(_in(folder, CONFIG))) for folder, text in texts.items()}
     for folder, values in stated.items():
         if "pretrained_config" in values:
             raise SourceError(
-                f"{storage.path(f'{folder}/{CONFIG}')}: expected a checkpoint, found an engine that was built of one; "
+                f"{storage.path(_in(folder, CONFIG))}: expected a checkpoint, found an engine that was built of one; "
                 "weights cannot be taken from it. Give the checkpoint."
             )
     found = {folder: values["architecture"] for folder, values in stated.items()}
@@ -363,14 +385,39 @@ def _variant(storage: Storage, rules: TensorRTLLMTable, stated: Mapping[str, dic
         values, where = stated[part.folder], storage.path(below(part, CONFIG))
         mapping, quantization = values.get("mapping") or {}, values.get("quantization") or {}
         sizes: list[Any] = [mapping.get(key, 1) if isinstance(mapping, dict) else 0 for key in ("tp_size", "pp_size")]
-        if any(type(size) is not int or not 0 < size <= MAX_RANKS for size in sizes):
-            raise SourceError(f"{where}: expected a mapping with tp_size and pp_size, found {str(mapping)[:80]}")
+        if any(type(size) is not int or not 0 < size <= MAX_RANKS for size in sizes) or (
+            mapping.get("world_size", sizes[0] * sizes[1]) != sizes[0] * sizes[1]
+        ):
+            raise SourceError(
+                f"{where}: expected a mapping with tp_size, pp_size and world_size, their product, found "
+                f"{str(mapping)[:80]}. {MEND}"
+            )
         dim = values.get("embedding_sharding_dim", 0) if values.get("use_parallel_embedding") else None
         algorithm = quantization.get("quant_algo") if isinstance(quantization, dict) else quantization
-        if dim not in (None, 0, 1) or algorithm not in (None, *QUANT.values()):
+        wanted: dict[str, tuple[Any, tuple[Any, ...]]] = {
+            "embedding_sharding_dim": (dim, (None, 0, 1)),
+            "quant_algo": (algorithm, (None, *QUANT.values())),
+            "logits_dtype": (values.get("logits_dtype", "float32"), ("float32", "float16")),
+            "use_parallel_embedding": (values.get("use_parallel_embedding", False), (True, False)),
+            **{name: (values.get(name, False), (True, False)) for name in part.variant},
+        }
+        if isinstance(quantization, dict):
+            wanted["kv_cache_quant_algo"] = (quantization.get("kv_cache_quant_algo"), (None,))
+        if isinstance(moe := values.get("moe") or {}, dict):
+            wanted["num_experts"] = (moe.get("num_experts", 0), (0,))
+        problems = [
+            Problem(name, " or ".join(map(repr, allowed)), repr(one_value)[:80], source=where)
+            for name, (one_value, allowed) in wanted.items()
+            if not any(type(one_value) is type(one) and one_value == one for one in allowed)
+        ]
+        if problems:
             raise SourceError(
-                f"{where}: expected embedding_sharding_dim 0 or 1 and quant_algo null, {' or '.join(QUANT.values())}, "
-                f"found {dim!r} and {algorithm!r}: weights that are stored quantised cannot be read"
+                report(
+                    f"{where}: checkpoints of this kind cannot be read",
+                    problems,
+                    "Weights are read as they were "
+                    "trained: neither quantised nor of several experts. Give the checkpoint that it was made of.",
+                )
             )
         found.append(Variant(sizes[0], sizes[1], embedding_sharding_dim=dim, quant_algo=algorithm))
     if len(set(found)) > 1:
@@ -394,7 +441,7 @@ def _folders(
     if there != set(wanted):
         problems = [Problem(name, "a rank file", "no such file") for name in wanted if name not in there]
         problems += [Problem(name, "no such file", f"{files[name]} bytes") for name in sorted(there - set(wanted))]
-        raise SourceError(report(f"{storage}: {CONFIG} states {len(world)} ranks", problems))
+        raise SourceError(report(f"{storage}: {CONFIG} states {len(world)} ranks", problems, MEND))
     digest, folders = hashlib.sha256(json.dumps(stated, sort_keys=True).encode()), []
     for part in rules.parts:
         ranks = []
@@ -422,7 +469,7 @@ def _dtype(storage: Storage, folders: Sequence[_Folder]) -> np.dtype[Any]:
         if tensor.spec.dtype != dtype
     ]
     if problems:
-        raise SourceError(report(f"{storage}: tensors of another type than {CONFIG} states", problems))
+        raise SourceError(report(f"{storage}: tensors of another type than {CONFIG} states", problems, MEND))
     return dtype
 
 
@@ -475,5 +522,5 @@ def _stored(
                 if name not in expected
             ]
     if problems:
-        raise SourceError(report(f"{storage}: not the tensors of this model", problems))
+        raise SourceError(report(f"{storage}: not the tensors of this model", problems, MEND))
     return rows, stored, copies

@@ -21,18 +21,28 @@ MAX_OUTPUT = 256  # tokens
 ENGINES = "../engines"  # beside the checkpoint: what is in it is listed in its manifest
 
 
-def commands(rules: TensorRTLLMTable, config: Config, variant: Variant, dtype: np.dtype[Any]) -> list[str]:
-    """One for each folder, to be run in the folder of manifest.json; the encoder's first."""
-    return [shlex.join(_command(rules, part, config, variant, dtype)) for part in rules.parts]
+def commands(rules: TensorRTLLMTable, config: Config, variant: Variant, dtype: np.dtype[Any], name: str) -> list[str]:
+    """One for each folder, to be run in the folder of manifest.json; the encoder's first.
+
+    Args:
+        name: of the model; engines of other ranks get a folder of their own.
+    """
+    engine = f"{ENGINES}/{name}-tp{variant.tp_size}-pp{variant.pp_size}"
+    return [shlex.join(_command(rules, part, config, variant, dtype, engine)) for part in rules.parts]
 
 
 def _command(
-    rules: TensorRTLLMTable, part: TensorRTLLMPart, config: Config, variant: Variant, dtype: np.dtype[Any]
+    rules: TensorRTLLMTable,
+    part: TensorRTLLMPart,
+    config: Config,
+    variant: Variant,
+    dtype: np.dtype[Any],
+    engine: str,
 ) -> list[str]:
     world = variant.tp_size * variant.pp_size
     return [
         *("trtllm-build", "--checkpoint_dir", part.folder or "."),
-        *("--output_dir", f"{ENGINES}/{part.folder}".rstrip("/")),
+        *("--output_dir", f"{engine}/{part.folder}".rstrip("/")),
         *("--max_batch_size", str(MAX_BATCH_SIZE), "--max_beam_width", "1"),
         *_lengths(rules, part, config),
         *("--gemm_plugin", "disable" if variant.quant_algo else dtype.name),

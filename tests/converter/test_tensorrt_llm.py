@@ -172,8 +172,8 @@ def test_the_build_commands_are_printed_and_in_the_manifest(tmp_path: Path) -> N
     commands = json.loads((tmp_path / "out" / "manifest.json").read_text())["trtllm_build"]
     assert all(f"  {command}\n" in run.stdout for command in commands)
     encoder, decoder = commands
-    assert encoder.startswith("trtllm-build --checkpoint_dir encoder --output_dir ../engines/encoder ")
-    assert decoder.startswith("trtllm-build --checkpoint_dir decoder --output_dir ../engines/decoder ")
+    assert encoder.startswith("trtllm-build --checkpoint_dir encoder --output_dir ../engines/ul2-tp2-pp1/encoder ")
+    assert decoder.startswith("trtllm-build --checkpoint_dir decoder --output_dir ../engines/ul2-tp2-pp1/decoder ")
     for command in commands:
         assert " --context_fmha disable" in command
         assert " --gpt_attention_plugin bfloat16" in command
@@ -367,9 +367,12 @@ def written(tmp_path: Path, gpt2: Path) -> Path:
     return tmp_path / "written"
 
 
+GONE = "not there"
+
+
 def change(folder: Path, **values: Any) -> None:
-    config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps({**config, **values}))
+    config = json.loads((folder / "config.json").read_text()) | values
+    (folder / "config.json").write_text(json.dumps({key: one for key, one in config.items() if one != GONE}))
 
 
 def edit(file: Path, name: str, array: np.ndarray | None) -> None:
@@ -423,6 +426,19 @@ FAULTS: dict[str, tuple[Callable[[Path], Any], str]] = {
         "position_embedding_type",
     ),
     "an unknown type": (lambda f: change(f, dtype="int8"), "dtype"),
+    "another type in what ranks share out": (
+        lambda f: edit(f / "rank1.safetensors", "lm_head.weight", np.ones((14, 16), np.float16)),
+        "rank1.safetensors:lm_head.weight",
+    ),
+    "a value that does not follow": (lambda f: change(f, rotary_embedding_dim=3), "rotary_embedding_dim"),
+    "a value that does not follow, as text": (lambda f: change(f, head_size="4"), "head_size"),
+    "experts": (lambda f: change(f, moe={"num_experts": 8}), "num_experts"),
+    "a quantised cache": (lambda f: change(f, quantization={"kv_cache_quant_algo": "FP8"}), "kv_cache_quant_algo"),
+    "logits of some type": (lambda f: change(f, logits_dtype=[1]), "logits_dtype"),
+    "another world": (lambda f: change(f, mapping={**MAPPING, "world_size": 3}), "world_size"),
+    "no activation": (lambda f: change(f, hidden_act=GONE), "hidden_act"),
+    "no epsilon": (lambda f: change(f, norm_epsilon=GONE), "norm_epsilon"),
+    "no JSON": (lambda f: (f / "config.json").write_text("{" * 10_000), "config.json"),
 }
 
 
@@ -461,6 +477,63 @@ def test_a_value_that_would_become_infinite_is_refused(tmp_path: Path) -> None:
     message = refused(65, "hf-to-trtllm", source, tmp_path / "out", "--dtype", "fp16")
     assert "transformer.h.1.mlp.c_fc.weight" in message
     assert "infinite" in message
+
+
+def test_an_engine_is_named_with_its_folder(written: Path, tmp_path: Path) -> None:
+    change(written, pretrained_config={})
+    assert f"{written}/config.json" in refused(65, "trtllm-to-hf", written, tmp_path / "out")
+
+
+def test_a_umt5_without_a_manifest_is_told_apart(tmp_path: Path) -> None:
+    sizes = tiny.T5()
+    gin = tiny.t5_gin(sizes).replace("silu", "gelu")
+    tiny.write_t5x(tmp_path / "t5x", tiny.umt5_arrays(sizes), gin=gin)
+    done("jax-to-trtllm", tmp_path / "t5x", tmp_path / "out", "--model", "umt5")
+    (tmp_path / "out" / "manifest.json").unlink()
+    assert "--model umt5" in refused(65, "trtllm-to-hf", tmp_path / "out", tmp_path / "hf")
+    done("trtllm-to-hf", tmp_path / "out", tmp_path / "hf", "--model", "umt5")
+
+
+def test_what_a_checkpoint_was_asked_for_stays_when_it_is_divided_again(tmp_path: Path) -> None:
+    sizes = tiny.T5(d_model=64, d_kv=16, d_ff=128, vocab_size=64, num_decoder_layers=2)
+    source = tiny.t5x_checkpoint(tmp_path / "t5x", sizes)
+    options = ("--implicit-relative-attention", "--skip-cross-kv", "--quant", "w4a16", "--trtllm-version", "0.17")
+    done("jax-to-trtllm", source, tmp_path / "one", "--model", "ul2", *options)
+    done("trtllm-to-trtllm", tmp_path / "one", tmp_path / "two", "-t", 1, "-p", 2)
+    one, two = (json.loads((tmp_path / name / "decoder" / "config.json").read_text()) for name in ("one", "two"))
+    for key in ("quantization", "use_implicit_relative_attention", "skip_cross_kv"):
+        assert one[key] == two[key]
+    assert (one["skip_cross_kv"], one["quantization"]["quant_algo"]) == (True, "W4A16")
+    assert "decoder_layers.0.mlp.fc.weight" in load_file(tmp_path / "two" / "decoder" / "rank1.safetensors")
+    done("verify", tmp_path / "two", "--source", tmp_path / "one")
+    done("trtllm-to-trtllm", tmp_path / "one", tmp_path / "new", "--trtllm-version", "1.0")
+    assert "transformer.layers.0.mlp.fc.weight" in load_file(tmp_path / "new" / "decoder" / "rank0.safetensors")
+
+
+@pytest.mark.parametrize("window", [None, 6])
+def test_a_window_that_nobody_stated_is_none(window: int | None, tmp_path: Path) -> None:
+    source = tiny.mistral(sliding_window=window).save(tmp_path / "hf")
+    done("hf-to-trtllm", source, tmp_path / "out")
+    done("trtllm-to-hf", tmp_path / "out", tmp_path / "with")
+    assert json.loads((tmp_path / "with" / "config.json").read_text())["sliding_window"] == window
+    (tmp_path / "out" / "manifest.json").unlink()
+    done("trtllm-to-hf", tmp_path / "out", tmp_path / "without")
+    assert json.loads((tmp_path / "without" / "config.json").read_text())["sliding_window"] is None
+
+
+def test_what_is_assumed_is_noted(tmp_path: Path) -> None:
+    """A checkpoint of Gemma 2 has no word for its windows."""
+    done("hf-to-trtllm", tiny.gemma2().save(tmp_path / "hf"), tmp_path / "out")
+    assert "assumed" not in done("trtllm-to-hf", tmp_path / "out", tmp_path / "with")
+    (tmp_path / "out" / "manifest.json").unlink()
+    assert "sliding_window 4096" in done("trtllm-to-hf", tmp_path / "out", tmp_path / "without")
+
+
+def test_a_manifest_of_another_format(written: Path, tmp_path: Path) -> None:
+    empty: dict[str, Any] = {key: {} for key in ("config", "source", "options", "files")}
+    manifest = {"format_version": 1, "format": "fastertransformer", **empty}
+    (written / "manifest.json").write_text(json.dumps(manifest))
+    assert "fastertransformer" in refused(65, "trtllm-to-hf", written, tmp_path / "out")
 
 
 def test_it_is_no_hugging_face_model(written: Path, tmp_path: Path) -> None:

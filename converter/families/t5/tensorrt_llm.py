@@ -55,7 +55,7 @@ def _rows(side: str, bias: str, config: Config, variant: Variant) -> Iterator[Ro
         yield Row(f"{stored}.qkv.weight", (q, k, v), qkv, split=trtllm.ROWS, each=depth)
         yield Row(f"{stored}.dense.weight", (o,), split=trtllm.COLUMNS, each=depth)
         if attention == "SelfAttention":
-            yield Row(f"{stored}.rel_attn_table", (bias,), TRANSPOSE, split=0, each=depth)
+            yield Row(f"{stored}.rel_attn_table", (bias,), TRANSPOSE, split=0, each=depth, otherwise=EACH_ITS_OWN)
         yield Row(f"{stored}_layernorm.weight", (f"{canonical}.layer_norm.weight",), each=depth)
     canonical = feed_forward(side)
     for name, wi, split, when in (
@@ -71,7 +71,10 @@ def _rows(side: str, bias: str, config: Config, variant: Variant) -> Iterator[Ro
         yield trtllm.head("lm_head.weight", config["vocab_size"], variant, when="untied")
         yield trtllm.head("shared.weight", config["vocab_size"], variant, when="tied")
         if not variant.use_implicit_relative_attention:
-            yield Row("rel_attn_table", (BIAS.format(side=side),), TRANSPOSE, split=0)
+            yield Row("rel_attn_table", (BIAS.format(side=side),), TRANSPOSE, split=0, otherwise=EACH_ITS_OWN)
+
+
+EACH_ITS_OWN = "a T5 has one table of positions for all layers; umT5, whose layers have their own, is --model umt5"
 
 
 NAMES = {
@@ -84,7 +87,7 @@ ACTIVATIONS = ("relu", "gelu_new", "silu")  # TensorRT-LLM's gelu is the tanh fo
 
 def _fields(side: str) -> Iterator[Field]:
     yield fixed(f"{side}.architecture", f"{side.title()}Model")
-    yield value(f"{side}.num_hidden_layers", DEPTH[side])
+    yield trtllm.stated(f"{side}.num_hidden_layers", DEPTH[side])
     for key, config in (
         ("num_attention_heads", "num_heads"),
         ("hidden_size", "d_model"),
@@ -95,28 +98,29 @@ def _fields(side: str) -> Iterator[Field]:
         ("num_buckets", "relative_attention_num_buckets"),
         ("max_distance", "relative_attention_max_distance"),
     ):
-        yield value(f"{side}.{key}", config)
+        yield trtllm.stated(f"{side}.{key}", config)
     yield Field(
         f"{side}.hidden_act",
         lambda config: dense_act_fn(config["feed_forward_proj"]),
         lambda found, section: activation(_projection(found, section["gated_act"])),
+        required=True,
     )
-    yield value(f"{side}.gated_act", "is_gated_act")
+    yield trtllm.stated(f"{side}.gated_act", "is_gated_act")
     yield trtllm.repeats(f"{side}.mlp_type", lambda config: int(config["is_gated_act"]))
     # attention multiplies by 1 / (q_scaling * sqrt(head_size)), which T5 does not
     yield trtllm.repeats(f"{side}.q_scaling", lambda config: 1 / math.sqrt(config["d_kv"]))
-    yield trtllm.repeats(f"{side}.max_position_embeddings", lambda config: config.get("n_positions") or 512)
+    yield trtllm.unread(f"{side}.max_position_embeddings", lambda config: config.get("n_positions") or 512)
     for key, meant in FIXED.items():
-        yield fixed(f"{side}.{key}", meant)
+        yield (trtllm.must if meant else fixed)(f"{side}.{key}", meant)  # the loader takes 0 and false by itself
     if side == ENCODER:
         yield trtllm.repeats(f"{side}.num_key_value_heads", lambda config: config["num_heads"])
         return
-    yield value(f"{side}.rescale_before_lm_head", "tie_word_embeddings")
+    yield trtllm.stated(f"{side}.rescale_before_lm_head", "tie_word_embeddings")
     for key, config in (("hidden_size", "d_model"), ("num_heads", "num_heads"), ("head_size", "d_kv")):
         yield value(f"{side}.encoder_{key}", config)
     for key in TOKEN_IDS:
         yield value(f"{side}.{key}", key)
-    yield trtllm.repeats(f"{side}.bos_token_id", lambda config: config.get("bos_token_id"))
+    yield trtllm.unread(f"{side}.bos_token_id", lambda config: config.get("bos_token_id"))
 
 
 # the same for every model of the family
