@@ -48,6 +48,10 @@ class DestinationError(FtconvertError):
     exit_code = 73
 
 
+class ChangedError(DestinationError):
+    """A file may only be written as long as nobody else has written it, and somebody has."""
+
+
 class IncompleteError(FtconvertError):
     """An I/O error that a retry may mend: a connection, a disk that filled up, parts that are missing."""
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from datetime import datetime
 from typing import Any, Protocol
 
 Buffer = bytes | bytearray | memoryview
@@ -89,6 +91,28 @@ class Storage(Target, Protocol):
 
     def write(self, name: str, data: bytes) -> None:
         """A small file, whole or not at all, durable when this returns."""
+
+    def generation(self, name: str) -> str:
+        """What changes whenever a file is written; empty where there is no such file."""
+
+    def replace(self, name: str, data: bytes, generation: str) -> str:
+        """`write`, if the file is still of this generation (the empty one: not there); returns the new one.
+
+        Of several processes that start from the same generation exactly one succeeds.
+
+        Raises:
+            ChangedError: it is not; nothing was written.
+        """
+
+    def locked(self, name: str) -> AbstractContextManager[None]:
+        """Held by one process at a time, until it ends or dies. A bucket has no such thing: there nobody waits.
+
+        Raises:
+            ChangedError: somebody else holds it.
+        """
+
+    def modified(self, name: str) -> datetime:
+        """When a file was written, in UTC."""
 
     def appender(self, name: str) -> Appender:
         """For a journal: records at the end of a file."""

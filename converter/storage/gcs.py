@@ -15,7 +15,8 @@ import re
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from datetime import datetime
 from functools import cache
 from http import HTTPStatus
 from typing import Any
@@ -23,6 +24,7 @@ from typing import Any
 import crc32c
 
 from converter.errors import (
+    ChangedError,
     DestinationError,
     FtconvertError,
     IncompleteError,
@@ -222,6 +224,49 @@ class BucketStorage:
         except BaseException:
             writer.abort()
             raise
+
+    def generation(self, name: str) -> str:
+        """The bucket's own number of an object."""
+        from google.api_core.exceptions import NotFound
+
+        blob = self._blob(name)
+        with _translated(self.path(name)), suppress(NotFound):
+            blob.reload(**_options())
+        return str(blob.generation or "")
+
+    def replace(self, name: str, data: bytes, generation: str) -> str:
+        """`write` with the condition that the bucket itself checks: `if_generation_match`, 0 for no such object.
+
+        A request whose answer was lost is sent again, and then finds its own object there: that is no failure.
+        """
+        blob, sent = self._blob(name), []
+
+        def send() -> None:
+            sent.append(name)
+            condition = {"if_generation_match": int(generation or 0)}
+            blob.upload_from_string(data, BINARY, checksum="crc32c", timeout=TIMEOUT, retry=None, **condition)
+
+        try:
+            with _translated(self.path(name), "no such bucket", writing=True):
+                _retry()(send)()
+            return str(blob.generation)
+        except ChangedError:
+            now = self.generation(name)
+            if len(sent) == 1 or not now or self.read(name) != data:
+                raise
+            return now
+
+    def locked(self, name: str) -> AbstractContextManager[None]:
+        """Nothing: a bucket cannot tell whether a process is still alive."""
+        return nullcontext()
+
+    def modified(self, name: str) -> datetime:
+        """When an object was written."""
+        blob = self._blob(name)
+        with _translated(self.path(name)):
+            blob.reload(**_options())
+        updated: datetime = blob.updated
+        return updated
 
     def appender(self, name: str) -> BucketAppender:
         """Records at the end of an object; a killed process loses those of the last seconds."""
@@ -432,6 +477,8 @@ def _refused(error: Exception, where: str, missing: str, writing: bool) -> Ftcon
         return IncompleteError(_damaged(where))
     if code in (HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_MANY_REQUESTS) or code >= HTTPStatus.INTERNAL_SERVER_ERROR:
         return _lost(answer, where)
+    if code == HTTPStatus.PRECONDITION_FAILED:
+        return ChangedError(f"{where}: somebody else has written it meanwhile")
     if code == HTTPStatus.UNAUTHORIZED:
         return OptionsError(f"{where}: the bucket does not accept these credentials ({answer}). {LOG_IN}")
     if code == HTTPStatus.FORBIDDEN and writing:

@@ -6,16 +6,27 @@ A writer collects its bytes under a temporary name and gives the file its own in
 from __future__ import annotations
 
 import errno
+import fcntl
 import hashlib
 import os
 import shutil
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 import crc32c
 
-from converter.errors import DestinationError, FtconvertError, IncompleteError, SourceError, SourceMissingError
+from converter.errors import (
+    ChangedError,
+    DestinationError,
+    FtconvertError,
+    IncompleteError,
+    SourceError,
+    SourceMissingError,
+)
 from converter.storage.base import TEMPORARY, Buffer, Storage
 
 BLOCK = 8 << 20  # bytes read at a time for a checksum
@@ -71,9 +82,11 @@ class LocalStorage:
         found = {}
         for folder, _, names in os.walk(self.root):
             for name in names:
-                path = Path(folder, name)
-                # a link to nowhere is there, but there is nothing to read
-                found[path.relative_to(self.root).as_posix()] = path.stat().st_size if os.path.exists(path) else 0
+                path, size = Path(folder, name), 0
+                with suppress(FileNotFoundError):
+                    size = path.stat().st_size
+                if size or os.path.lexists(path):  # else it has gone; a link to nowhere is there, with nothing to read
+                    found[path.relative_to(self.root).as_posix()] = size
         return found
 
     def stamp(self, prefixes: str | tuple[str, ...]) -> str:
@@ -126,6 +139,38 @@ class LocalStorage:
             writer.abort()
             raise
 
+    def generation(self, name: str) -> str:
+        """A file is never changed, only replaced by a new one: its number and time on the disk say which it is."""
+        try:
+            found = os.stat(self.root / name)
+        except FileNotFoundError:
+            return ""
+        except OSError as error:
+            raise io_error(error, self.path(name)) from error
+        return f"{found.st_ino}-{found.st_mtime_ns}-{found.st_size}"
+
+    def replace(self, name: str, data: bytes, generation: str) -> str:
+        """`write`, if the file is still of this generation. A rename has no condition: a lock stands before it."""
+        path = self.root / name
+        with _alone(path.with_name(f"{TEMPORARY}lock-{path.name}"), wait=True):
+            if self.generation(name) != generation:
+                raise ChangedError(f"{path}: somebody else has written it meanwhile")
+            self.write(name, data)
+            return self.generation(name)
+
+    @contextmanager
+    def locked(self, name: str) -> Iterator[None]:
+        """Held by one process, or thread, at a time; the system takes it from one that dies."""
+        with _alone(self.root / name, wait=False):
+            yield
+
+    def modified(self, name: str) -> datetime:
+        """When a file was written."""
+        try:
+            return datetime.fromtimestamp((self.root / name).stat().st_mtime, timezone.utc)
+        except FileNotFoundError as error:
+            raise SourceMissingError(f"{self.path(name)}: no such file") from error
+
     def appender(self, name: str) -> LocalAppender:
         """Records at the end of a file; what a killed process leaves half-written is the last line."""
         return LocalAppender(self.root / name)
@@ -158,6 +203,47 @@ class LocalStorage:
         """Space left where this folder is, or will be."""
         there = next(path for path in (self.root.absolute(), *self.root.absolute().parents) if os.path.exists(path))
         return shutil.disk_usage(there).free
+
+
+@contextmanager
+def _alone(path: Path, wait: bool) -> Iterator[None]:
+    """Hold the lock on a file that is there only while somebody does.
+
+    Who gets the lock of a file that its holder has just removed has nothing: the next one makes a new file.
+    """
+    while True:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            lock = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        except OSError as error:
+            raise DestinationError(
+                f"cannot create {path}: {error.strerror}. Choose a folder you may write to."
+            ) from error
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            if _is(lock, path):
+                break
+        except BlockingIOError as error:
+            os.close(lock)
+            raise ChangedError(f"{path}: another process is at work there") from error
+        except OSError as error:
+            os.close(lock)
+            raise io_error(error, path) from error
+        os.close(lock)
+    try:
+        yield
+    finally:
+        with suppress(OSError):
+            path.unlink(missing_ok=True)
+        os.close(lock)
+
+
+def _is(file: int, path: Path) -> bool:
+    """Whether an open file is the one that lies there now."""
+    try:
+        return os.path.samestat(os.fstat(file), os.stat(path))
+    except FileNotFoundError:
+        return False
 
 
 class LocalAppender:

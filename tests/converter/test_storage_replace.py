@@ -1,0 +1,157 @@
+"""Writing a file on condition that nobody else has: of several who try, one succeeds, on a disk and in a bucket."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime, timedelta, timezone
+from pathlib import Path
+from typing import Any
+
+import pytest
+from bucket_proxy import Exchange, Proxy, at_most
+from conftest import tree
+
+from converter.errors import ChangedError, DestinationError
+from converter.storage import Storage, open_storage
+
+pytestmark = pytest.mark.usefixtures("impatient")
+
+
+@pytest.fixture(params=["disk", "bucket"])
+def storage(request: pytest.FixtureRequest, tmp_path: Path) -> Storage:
+    where = str(tmp_path) if request.param == "disk" else request.getfixturevalue("bucket")
+    return open_storage(f"{where}/a/b")
+
+
+def test_only_the_generation_that_was_seen_is_replaced(storage: Storage) -> None:
+    assert storage.generation("x") == ""
+    first = storage.replace("x", b"1", "")
+    assert first == storage.generation("x") != ""
+    second = storage.replace("x", b"2", first)
+    assert second == storage.generation("x") != first
+    for stale in ("", first):
+        with pytest.raises(ChangedError, match="somebody else has written it"):
+            storage.replace("x", b"3", stale)
+    assert storage.read("x") == b"2"
+    storage.write("x", b"2")  # the same bytes are another file all the same
+    with pytest.raises(ChangedError):
+        storage.replace("x", b"3", second)
+    storage.remove("x")
+    with pytest.raises(ChangedError):
+        storage.replace("x", b"3", second)
+    assert storage.files() == {}
+    assert ChangedError.exit_code == 73
+
+
+def test_a_large_file_is_replaced_too(storage: Storage) -> None:
+    """More than one part of an upload, which an emulator takes without the condition."""
+    data = os.urandom(1 << 20)
+    generation = storage.replace("x", data, "")
+    with pytest.raises(ChangedError):
+        storage.replace("x", data[1:], "")
+    storage.replace("x", data[2:], generation)
+    assert storage.read("x") == data[2:]
+
+
+def test_of_many_threads_one_wins(storage: Storage) -> None:
+    barrier = threading.Barrier(8)
+
+    def go(data: bytes, generation: str) -> bytes | None:
+        barrier.wait()
+        try:
+            storage.replace("x", data, generation)
+            return data
+        except ChangedError:
+            return None
+
+    with ThreadPoolExecutor(8) as pool:
+        for attempt in range(20):
+            texts = [b"%d-%d" % (attempt, number) for number in range(8)]
+            winners = set(pool.map(go, texts, [storage.generation("x")] * 8)) - {None}
+            assert winners == {storage.read("x")}
+    assert list(storage.files()) == ["x"], "no lock, no temporary file stays"
+
+
+def compete(uri: str, number: int, barrier: Any, rounds: int, wins: Any) -> None:
+    storage = open_storage(uri)
+    for attempt in range(rounds):
+        generation = storage.generation("x")
+        barrier.wait()
+        try:
+            storage.replace("x", b"%d" % number, generation)
+            with wins.get_lock():
+                wins[attempt] += 1
+        except ChangedError:
+            pass
+        barrier.wait()
+
+
+def test_of_many_processes_one_wins(storage: Storage) -> None:
+    context = multiprocessing.get_context("fork" if "gs://" not in str(storage) else "spawn")
+    barrier, wins = context.Barrier(3), context.Array("i", 10)
+    jobs = [context.Process(target=compete, args=(str(storage), number, barrier, 10, wins)) for number in range(3)]
+    for job in jobs:
+        job.start()
+    for job in jobs:
+        job.join(60)
+        assert job.exitcode == 0
+    assert list(wins) == [1] * 10
+
+
+def test_when_a_file_was_written(storage: Storage) -> None:
+    storage.write("x", b"1")
+    age = datetime.now(timezone.utc) - storage.modified("x")
+    assert abs(age) < timedelta(minutes=1)
+
+
+def test_a_lost_answer_is_no_conflict_and_a_conflict_is_none_the_less(bucket: str, proxy: Proxy) -> None:
+    storage = open_storage(f"{bucket}/a")
+
+    def arrived(exchange: Exchange) -> bool:
+        return exchange.method == "POST" and exchange.body != b""
+
+    proxy.rule = at_most(1, "lost", arrived)
+    generation = storage.replace("x", b"1", "")  # sent twice: the second time it is there already
+    assert storage.generation("x") == generation
+    assert proxy.count(arrived) == 2
+    proxy.rule = at_most(1, 503, arrived)
+    with pytest.raises(ChangedError):
+        storage.replace("x", b"2", "")
+    proxy.rule = lambda exchange: None
+    with pytest.raises(ChangedError):
+        storage.replace("x", b"1", "")  # the same bytes, but of somebody else
+    assert storage.read("x") == b"1"
+
+
+def test_a_lock_is_held_by_one_and_goes_with_its_process(tmp_path: Path) -> None:
+    storage = open_storage(str(tmp_path))
+    with storage.locked("a/lock"):
+        with pytest.raises(ChangedError, match="another process is at work"), storage.locked("a/lock"):
+            pass
+        with storage.locked("b/lock"):
+            pass
+    assert tree(tmp_path) == {}
+    child = os.fork()
+    if not child:  # it is killed while it holds the lock
+        with storage.locked("a/lock"):
+            os.kill(os.getpid(), 9)
+    os.waitpid(child, 0)
+    assert list(tree(tmp_path)) == ["a/lock"]
+    with storage.locked("a/lock"):
+        pass
+    assert tree(tmp_path) == {}
+
+
+def test_a_lock_that_cannot_be_made(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(b"a file")
+    with pytest.raises(DestinationError, match="cannot create"):
+        open_storage(str(tmp_path)).replace("a/x", b"1", "")
+
+
+def test_a_bucket_has_no_locks(bucket: str) -> None:
+    storage = open_storage(bucket)
+    with storage.locked("lock"), storage.locked("lock"):
+        assert storage.files() == {}
