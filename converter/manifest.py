@@ -116,6 +116,14 @@ class Journal:
         self._head = dict(head)
         self._appender: Appender | None = None
 
+    def create(self) -> None:
+        """Claim a folder: the first line, of nothing done.
+
+        Raises:
+            ChangedError: there is a journal already.
+        """
+        self._storage.replace(JOURNAL, _line(self._head), "")
+
     def start(self, done: Mapping[str, File]) -> None:
         """(Re)write it with what is already done, so that a half-written last line is gone."""
         lines = [self._head, *({"name": name, **vars(file)} for name, file in done.items())]
@@ -151,7 +159,7 @@ def claim(destination: Destination, plan: Plan, head: Mapping[str, Any], overwri
         found = destination.root.files()
     except SourceMissingError as error:  # a bucket that is not there, or that may not be listed
         raise DestinationError(str(error)) from error
-    mine, strangers = _journal(destination, head, found), _strangers(destination, plan.files, found)
+    mine, strangers = resumable(destination, head, found), _strangers(destination, plan.files, found)
     done: dict[str, File] = {}
     if mine is not None and not strangers:
         removed = _temporary(found)
@@ -185,8 +193,8 @@ def _temporary(found: Mapping[str, int], folder: str = "") -> set[str]:
     return {name for name in found if name.startswith(folder) and name.split("/")[-1].startswith(TEMPORARY)}
 
 
-def _journal(destination: Destination, head: Mapping[str, Any], found: Mapping[str, int]) -> dict[str, File] | None:
-    """What the journal at the destination lists, if it belongs to this conversion."""
+def resumable(destination: Destination, head: Mapping[str, Any], found: Mapping[str, int]) -> dict[str, File] | None:
+    """What the journal at the destination lists, if it belongs to this conversion; `found` are the files there."""
     if destination.prefix + JOURNAL not in found:
         return None
     first, *lines = destination.storage.read(JOURNAL).split(b"\n")

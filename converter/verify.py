@@ -65,26 +65,40 @@ def verify(path: str, source: str | None = None, elsewhere: Mapping[str, str | N
     written = manifest.load(storage)
     files = manifest.files_of(written)
     result = Verification(str(storage), len(files), sum(file.size for file in files.values()), source)
-    result.faults.extend(_file_set(storage, files))
-    broken = {fault.tensor for fault in result.faults}
-    result.faults.extend(_checksums(storage, {name: file for name, file in files.items() if name not in broken}))
+    found = storage.files()
+    result.faults.extend(damages(storage, files, found))
+    result.faults.extend(_strangers(storage, files, found))
     if source is not None:
         result.faults.extend(_against_source(storage, written, files, source, elsewhere or {}))
     return result
 
 
-def _file_set(storage: Storage, files: Mapping[str, File]) -> list[Problem]:
-    found = storage.files()
+def damages(storage: Storage, files: Mapping[str, File], found: Mapping[str, int]) -> list[Problem]:
+    """Files that are missing, have another size or another checksum; `found` is a new listing of the folder.
+
+    A bucket states the checksum of what it holds, on a disk every byte is read.
+    """
+    faults = missing(storage, files, found)
+    broken = {fault.tensor for fault in faults}
+    return faults + _checksums(storage, {name: file for name, file in files.items() if name not in broken})
+
+
+def missing(storage: Storage, files: Mapping[str, File], found: Mapping[str, int]) -> list[Problem]:
+    """Files that are not there, or have another size; nothing is read."""
     faults = []
     for name, file in files.items():
         if name not in found:
             faults.append(Problem(name, f"{file.size} bytes", "no such file", source=str(storage)))
         elif found[name] != file.size:
             faults.append(Problem(name, f"{file.size} bytes", f"{found[name]} bytes", source=str(storage)))
+    return faults
+
+
+def _strangers(storage: Storage, files: Mapping[str, File], found: Mapping[str, int]) -> list[Problem]:
     strangers = sorted(found.keys() - files.keys() - set(OURS))
     journal = "the journal of a run that was killed: run it again to the end"
     rules = {name: journal if name.startswith(f"{manifest.PARTS}/") else "not in the manifest" for name in strangers}
-    return faults + [Problem(name, "no such file", f"{found[name]} bytes", rules[name]) for name in strangers]
+    return [Problem(name, "no such file", f"{found[name]} bytes", rules[name]) for name in strangers]
 
 
 def _checksums(storage: Storage, files: Mapping[str, File]) -> list[Problem]:

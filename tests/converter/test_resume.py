@@ -13,56 +13,11 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import killer
 import pytest
 import tiny
 from conftest import finished, ftconvert, one_message, refused, tree
 
-# Counts what changes a file system, and dies at the n-th: a file is created, half of some bytes is written, a file gets
-# its name, a line of the journal is appended, a file or folder goes. Without a number it says how many there were.
-KILLER = """
-import os, signal, sys
-
-last, seen, root = int(sys.argv[1]), 0, sys.argv[2]
-
-def step():
-    global seen
-    seen += 1
-    if seen == last:
-        os.kill(os.getpid(), signal.SIGKILL)
-
-def audit(event, arguments):
-    if event == "open" and root in str(arguments[0]) and arguments[2] & (os.O_WRONLY | os.O_RDWR):
-        step()
-    if event in ("os.rename", "os.remove", "os.rmdir", "os.mkdir"):
-        step()
-
-from converter.cli import main
-from converter.storage import local
-
-write = local.LocalWriter.write
-
-def torn(self, data):
-    if seen + 1 == last:
-        write(self, memoryview(data).cast("B")[: len(data) // 2])
-    step()
-    write(self, data)
-
-append = local.LocalAppender.append
-
-def appended(self, data):
-    if seen + 1 == last:
-        append(self, data[: len(data) // 2])
-    step()
-    append(self, data)
-
-local.LocalAppender.append = appended
-local.LocalWriter.write = torn
-sys.addaudithook(audit)
-try:
-    main(sys.argv[3:])
-finally:
-    print(seen)
-"""
 OPTIONS = ("--model", "ul2", "-t", "2", "--jobs", "1")
 
 
@@ -81,9 +36,7 @@ def undisturbed(source: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[
 
 
 def kill_at(number: int, source: Path, out: Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-c", KILLER, str(number), str(out), "jax-to-ft", str(source), str(out), *OPTIONS]
-    environment = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1"}  # a cached module would be a change, too
-    return subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    return killer.run(number, out, "jax-to-ft", source, out, *OPTIONS)
 
 
 @pytest.fixture(scope="module")
