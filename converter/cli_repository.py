@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import click
 
-from converter.terminal import fails_well
+from converter.terminal import as_json, fails_well, progress_bar
 
 
 @click.group()
@@ -32,3 +33,67 @@ def build(backend: str, weights: str, repository: str, **options: Any) -> None:
     from model_repository import tensorrt_llm
 
     click.echo(f"{tensorrt_llm.build(weights, repository, **options)}: ready to be served")
+
+
+@repository.command()
+@click.argument("model_folder")
+@click.argument("repository")
+@click.option("--version", type=click.IntRange(min=1), help="Its version.  [default: one more than the highest there]")
+@click.option("--gate", default="", metavar="RESULTS", help="Folder of the `evaluate` run that has to speak for it.")
+@click.option(
+    "--keep",
+    type=click.IntRange(min=1),
+    default=2,
+    show_default=True,
+    help="How many versions stay. Triton copies all of them when it loads a model from a bucket.",
+)
+@fails_well
+def publish(model_folder: str, repository: str, version: int | None, gate: str, keep: int) -> None:
+    """Serve the finished model in MODEL_FOLDER as a new version in REPOSITORY, from one moment to the next.
+
+    MODEL_FOLDER is what a conversion or `repository build` wrote: <name>/ with config.pbtxt and one version. Both may
+    be in a bucket (gs://). The same command goes on where it was stopped.
+    """
+    from model_repository.publish import prepare
+    from model_repository.publish import publish as run
+
+    publication = prepare(model_folder, repository, gate)
+    with progress_bar("publishing", publication.plan.nbytes, hidden=False) as advance:
+        result = run(publication, version, keep, advance)
+    if result.already:
+        click.echo(f"{result.model}: serves it already, as version {result.version}")
+        return
+    resumed = f", {result.resumed} files from an earlier run" if result.resumed else ""
+    pruned = f"; removed version {', '.join(map(str, result.pruned))}" if result.pruned else ""
+    click.echo(f"{result.model}: serves version {result.version}, {result.nbytes:,} bytes{resumed}{pruned}")
+
+
+@repository.command("list")
+@click.argument("repository")
+@as_json
+@fails_well
+def list_models(repository: str, as_json: bool) -> None:
+    """Models and versions in REPOSITORY: which are served, complete, how large, and since when they are there."""
+    from model_repository.versions import describe, document, listing
+
+    models = listing(repository)
+    if as_json:
+        click.echo(json.dumps({"repository": repository, "models": document(models)}, indent=2))
+        return
+    for model in models:
+        click.echo(f"{model.name}{f': {model.fault}' if model.fault else ''}")
+        for version in model.versions:
+            click.echo(f"  {describe(version)}")
+
+
+@repository.command()
+@click.argument("repository")
+@click.argument("name")
+@click.option("--to", type=click.IntRange(min=1), help="A version.  [default: the last complete one before]")
+@fails_well
+def rollback(repository: str, name: str, to: int | None) -> None:
+    """Serve an older version of model NAME again, from one moment to the next; its files are checked first."""
+    from model_repository.publish import rollback as run
+
+    model, version = run(repository, name, to)
+    click.echo(f"{model}: serves version {version}")

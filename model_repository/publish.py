@@ -1,0 +1,522 @@
+"""A version of a model is put beside the running one, and becomes visible by one write; going back is one write, too.
+
+    MODEL_FOLDER ─> plan ─> engine ─> <name>/<N>/..., checked ─> configs/<N>.pbtxt ─> manifest.json
+                 ─> config.pbtxt, only if it is still what was found at the start ─> older versions go
+
+config.pbtxt names exactly the version that is served, so Triton looks at no other one, however much of it is there.
+Its write is conditional (a bucket's generation; a lock before a local rename): whoever publishes or rolls back starts
+from what is served then, and of several that start from the same exactly one succeeds. `.parts/` in the version folder
+says whose upload it is; it is made on condition that there is none, so no two models share a folder, and it goes last:
+the same command finds it and goes on, whatever moment it was killed at.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+
+import numpy as np
+from tritonclient.grpc.model_config_pb2 import ModelConfig
+
+from converter import engine, manifest
+from converter.convert import DEFAULT_BUDGET, checked_name
+from converter.errors import (
+    ChangedError,
+    DestinationError,
+    IncompleteError,
+    OptionsError,
+    Problem,
+    SourceError,
+    SourceMissingError,
+    report,
+)
+from converter.formats import folder
+from converter.formats.raw import raw
+from converter.manifest import CONFIG_PBTXT, JOURNAL, MANIFEST, PARTS, Destination, File, Journal
+from converter.plan import OutputFile, Plan, Segment
+from converter.storage import TEMPORARY, Storage, open_storage
+from converter.tensor import TensorSpec
+from converter.verify import damages, missing
+from model_repository import versions
+from model_repository.config import parse
+from model_repository.versions import KEPT, VERSION, Served, digest_of, kept, numbers, pinned, served
+
+KEEP = 2  # versions: the one that is served, and one to go back to
+LOCK = f"{TEMPORARY}lock-"  # and the number of a version: who uploads it holds this, where a storage has locks
+ENSEMBLE = ("", "_preprocessing", "_postprocessing")  # models that may hold a tokenizer for the same text
+
+
+@dataclass(frozen=True)
+class Model:
+    """A finished model, ready to be published: one version of it.
+
+    Attributes:
+        files: of the version, with what is known of their content before any of it is read.
+        shared: files beside the versions, which all of them use (warm-up samples).
+        manifest: bytes of manifest.json, its own or, where a builder wrote none, one of ours.
+        digest: of the weights; what a server tells who asks for it.
+    """
+
+    folder: Storage
+    version: int
+    config: ModelConfig
+    files: Mapping[str, File]
+    shared: Mapping[str, File]
+    manifest: bytes
+    digest: str
+
+    @property
+    def name(self) -> str:
+        return self.folder.name
+
+    @property
+    def storage(self) -> Storage:
+        """The version's folder."""
+        return self.folder.below(str(self.version))
+
+    def config_pbtxt(self, version: int) -> bytes:
+        """The file that serves it as this version."""
+        return pinned(self.config, version, self.digest)
+
+
+@dataclass(frozen=True)
+class Published:
+    """What `publish` did."""
+
+    model: str
+    version: int
+    nbytes: int
+    resumed: int = 0  # files that an earlier run had uploaded
+    pruned: tuple[int, ...] = ()
+    already: bool = False  # it was served before
+
+
+def finished_model(path: str) -> Model:
+    """The model in a folder `<name>/` with config.pbtxt and the version that it serves.
+
+    Raises:
+        SourceMissingError: no such folder, or no finished model in it.
+        SourceError: several versions, or config.pbtxt, manifest and files that contradict each other.
+    """
+    storage = folder(path)
+    found = storage.files()
+    if CONFIG_PBTXT not in found:
+        raise SourceMissingError(f"{path}: expected a finished model, `<name>/{CONFIG_PBTXT}`, found no such file")
+    config = parse(storage.read(CONFIG_PBTXT).decode(errors="replace"), storage.path(CONFIG_PBTXT))
+    there = numbers(found)
+    chosen = [version for version in versions.chosen(config, there) if version in there]
+    if len(chosen) != 1:
+        raise SourceError(f"{path}: expected {CONFIG_PBTXT} to serve one version that is there, found {chosen}")
+    if config.name not in ("", storage.name):
+        raise SourceError(f"{path}: expected {CONFIG_PBTXT} to name the model as its folder, found {config.name!r}")
+    number, own = chosen[0], {f"{chosen[0]}/{MANIFEST}", f"{chosen[0]}/{JOURNAL}"} & found.keys()
+    if own == {f"{number}/{JOURNAL}"}:
+        raise SourceMissingError(f"{path}: version {number} is unfinished; run its command again to the end")
+    config.name = storage.name
+    shared = {name for name in found if "/" not in name or not VERSION.fullmatch(name.split("/")[0])}
+    shared = {name for name in shared - {CONFIG_PBTXT} if not KEPT.fullmatch(name) and not _temporary(name)}
+    files, data = _contents(storage.below(str(number)), config)
+    digest = digest_of(config)
+    if own and digest not in ("", hashlib.sha256(data).hexdigest()):
+        raise SourceError(f"{path}: {CONFIG_PBTXT} is of other weights than {number}/{MANIFEST}. Convert again.")
+    return Model(
+        storage,
+        number,
+        config,
+        files,
+        _digests(storage, sorted(shared), found),
+        data,
+        digest or hashlib.sha256(data).hexdigest(),
+    )
+
+
+def _temporary(name: str) -> bool:
+    return name.split("/")[-1].startswith(TEMPORARY)
+
+
+def _digests(storage: Storage, names: list[str], found: Mapping[str, int]) -> dict[str, File]:
+    return {name: File(found[name], storage.checksum(name)) for name in names}
+
+
+def _contents(storage: Storage, config: ModelConfig) -> tuple[dict[str, File], bytes]:
+    """The files of a version, and the bytes of its manifest."""
+    found = storage.files()
+    if MANIFEST not in found:
+        files = _digests(storage, sorted(name for name in found if not _temporary(name)), found)
+        listed = {name: vars(file) for name, file in files.items()}
+        told = {"format": config.backend or config.platform, "family": "", "config": {}, "source": {}}
+        tool = {"format_version": manifest.FORMAT_VERSION, "tool_version": manifest.tool_version()}
+        return files, manifest.encode({**tool, **told, "options": {"name": config.name}, "files": listed})
+    files = manifest.files_of(manifest.load(storage))
+    faults = missing(storage, files, found)
+    known = {*files, MANIFEST}
+    strangers = sorted(name for name in found if name not in known and not name.startswith(f"{PARTS}/"))
+    faults += [Problem(name, "no such file", f"{found[name]} bytes", "not in the manifest") for name in strangers]
+    if faults:
+        raise SourceError(report(f"{storage}: not what its {MANIFEST} says", faults))
+    return files, storage.read(MANIFEST)
+
+
+# --------------------------------------------------------------------------------------------------------------- gate
+
+
+def check_gate(results: str, model: Model) -> None:
+    """Whether an evaluation speaks for this model.
+
+    Raises:
+        SourceMissingError, SourceError: there are no such results, or no sense can be made of them.
+        OptionsError: it failed, or is one of other weights. That no retry mends, which is why it is not 1.
+    """
+    storage = folder(results)
+    where = storage.path("results.json")
+    if not storage.is_file("results.json"):
+        raise SourceMissingError(f"{where}: no such file; expected the folder of a finished `evaluate`")
+    try:
+        found = json.loads(storage.read("results.json"))
+        digest, requests = found["model"]["manifest_sha256"], found["requests"]
+        completed, failed = int(requests["completed"]), int(requests["failed"])
+        allowed = int(found.get("options", {}).get("max_failed", 0))
+        comparison = found.get("comparison")
+        verdict = str(comparison["verdict"]).upper() if comparison else "PASS"
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        reason = f"{type(error).__name__}: {error}"
+        raise SourceError(f"{where}: expected results of `evaluate`, found: {reason}") from error
+    faults = []
+    if digest != model.digest:
+        faults.append(Problem("weights", f"{versions.DIGEST} {model.digest}", str(digest or "not stated")))
+    if failed > allowed or not completed:
+        faults.append(Problem("requests", f"at most {allowed} failed", f"{failed} failed, {completed} completed"))
+    if verdict != "PASS":
+        faults.append(Problem("comparison", "PASS", verdict))
+    if faults:
+        raise OptionsError(report(f"--gate {results}: does not speak for {model.folder}; nothing is published", faults))
+
+
+# ------------------------------------------------------------------------------------------------------------ publish
+
+
+@dataclass(frozen=True)
+class Publication:
+    """A version on its way: everything is checked, nothing is written yet."""
+
+    model: Model
+    target: Storage  # the model's folder in the repository
+    before: Served  # what was served at the start
+    plan: Plan
+
+    @property
+    def head(self) -> dict[str, str]:
+        """The first line of the journal. What is in the files is in the digests: where they lie does not matter."""
+        source = hashlib.sha256(self.model.manifest + self.model.config_pbtxt(0)).hexdigest()
+        return {"plan": self.plan.digest, "source": source, "tool_version": manifest.tool_version(), "stamp": ""}
+
+    def part(self, version: int) -> Destination:
+        """Where a version goes."""
+        return Destination(self.target.below(str(version)), None)
+
+
+def prepare(model_folder: str, repository: str, gate: str = "") -> Publication:
+    """Check everything that can be checked before anything is written.
+
+    Args:
+        gate: folder of an evaluation that has to speak for the model.
+
+    Raises:
+        SourceMissingError, SourceError: no finished model there, or a damaged one; the same of the gate.
+        OptionsError: another tokenizer than that of the model that is there, or the gate is closed.
+        DestinationError: no such bucket, or MODEL_FOLDER is the repository's own.
+    """
+    model = finished_model(model_folder)
+    if gate:
+        check_gate(gate, model)
+    return _prepared(model, open_storage(repository))
+
+
+def publish(
+    publication: Publication,
+    version: int | None = None,
+    keep: int = KEEP,
+    progress: engine.Progress = lambda nbytes: None,
+) -> Published:
+    """Upload it as a new version, and serve it. The same again goes on where it was stopped.
+
+    Args:
+        version: by default one more than the highest there.
+        keep: how many versions stay.
+
+    Raises:
+        SourceError: a file is damaged.
+        ChangedError, DestinationError: somebody else publishes there, or there is such a version already.
+        IncompleteError: an I/O error; run again to go on.
+    """
+    if _is_served(publication, version):
+        return Published(str(publication.target), publication.before.versions[0], 0, already=True)
+    number = _claimed(publication, version)
+    with ExitStack() as held:
+        try:
+            held.enter_context(publication.target.locked(f"{LOCK}{number}"))
+        except ChangedError as error:
+            where = publication.target.path(str(number))
+            raise ChangedError(f"{where}: another process is publishing this very model. Wait for it.") from error
+        return _publish(publication, number, keep, progress)
+
+
+def _prepared(model: Model, repository: Storage) -> Publication:
+    """Raises OptionsError where what all versions share would have to change, DestinationError for a model itself."""
+    target = repository.below(model.name)
+    if target.contains(model.folder) or model.folder.contains(target):
+        raise DestinationError(f"{target}: is {model.folder} itself. Convert and build beside the repository.")
+    try:
+        found = target.files()
+    except SourceMissingError as error:  # a bucket that is not there
+        raise DestinationError(str(error)) from error
+    before = served(target, found)
+    changed = [
+        target.path(name)
+        for name, file in model.shared.items()
+        if name in found and File(found[name], target.checksum(name)) != file
+    ]
+    above = model.folder.parent()
+    for name in (f"{model.name}{suffix}" for suffix in ENSEMBLE):
+        ours = _tokenizer(above.below(name)) if above else {}
+        theirs = _tokenizer(repository.below(name))
+        if ours and theirs and ours != theirs:
+            changed.append(f"the tokenizer in {repository.path(name)}")
+    if changed:
+        raise OptionsError(
+            f"{target}: this version has another {' and '.join(changed)}. Old and new versions share it, so it cannot "
+            "change with the version in one write. Publish under another name: convert with --name."
+        )
+    return Publication(model, target, before, _plan(model))
+
+
+def _tokenizer(model: Storage) -> dict[str, File]:
+    """What lies in `<served version>/tokenizer/` of a model; nothing where there is none."""
+    found = model.files()
+    live = served(model, found).versions
+    prefix = f"{live[-1]}/tokenizer/" if live else "/"
+    digests = _digests(model, sorted(name for name in found if name.startswith(prefix)), found)
+    return {name.removeprefix(prefix): file for name, file in digests.items()}
+
+
+def _plan(model: Model) -> Plan:
+    """A copy is a plan, too: every file is one tensor of bytes. Its origin says what is in it, for the digest."""
+    files = []
+    for name, file in model.files.items():
+        spec = TensorSpec((file.size,), np.dtype(np.uint8))
+        tensor = raw(model.storage, name, spec, f"{name} {file.crc32c}")
+        files.append(OutputFile(name, (Segment(tensor, tensor.box),) if file.size else ()))
+    return Plan(tuple(files))
+
+
+def _is_served(publication: Publication, version: int | None) -> bool:
+    """Whether an earlier run has done everything."""
+    before, target = publication.before, publication.target
+    number = before.versions[0] if before.versions else 0
+    if version not in (None, number) or before.data != publication.model.config_pbtxt(number):
+        return False
+    there = target.files()
+    name = f"{number}/{MANIFEST}"
+    return f"{number}/{JOURNAL}" not in there and name in there and target.read(name) == publication.model.manifest
+
+
+def _claimed(publication: Publication, version: int | None) -> int:
+    """The version that this model becomes: one that an earlier run began, else one that nobody else has.
+
+    Raises:
+        DestinationError: there is something else in the version that was asked for.
+    """
+    while True:
+        there = numbers(publication.target.files())
+        begun = [number for number in there if _begun(publication, number)]
+        number = version or (begun[-1] if begun else max(there, default=0) + 1)
+        if number in begun:
+            return number
+        if number in there:
+            raise DestinationError(
+                f"{publication.target.path(str(number))}: there is such a version. Choose another --version."
+            )
+        try:
+            Journal(publication.part(number), publication.head).create()
+            return number
+        except ChangedError:  # somebody was faster: look again
+            continue
+
+
+def _begun(publication: Publication, version: int) -> bool:
+    part = publication.part(version)
+    try:
+        return manifest.resumable(part, publication.head, part.storage.files()) is not None
+    except SourceMissingError:  # it has just been finished
+        return False
+
+
+def _publish(publication: Publication, version: int, keep: int, progress: engine.Progress) -> Published:
+    model, target = publication.model, publication.target
+    journal = Journal(publication.part(version), publication.head)
+    resumed = _upload(publication, version, journal, progress)
+    _copy_shared(model, target)
+    data = model.config_pbtxt(version)
+    _write(target, kept(version), data)
+    _write(target, f"{version}/{MANIFEST}", model.manifest)
+    _keep(target, publication.before)
+    try:
+        generation = _flip(target, publication.before, data, f"version {version}")
+    except ChangedError:
+        if served(target, ()).data == data:  # another run of this very command
+            journal.remove()
+        raise
+    pruned = _prune(target, version, Served(generation, data, (version,)), keep)
+    journal.remove()
+    return Published(str(target), version, publication.plan.nbytes, resumed, tuple(pruned))
+
+
+def _upload(publication: Publication, version: int, journal: Journal, progress: engine.Progress) -> int:
+    """Every file of the version, checked against the model's manifest when read and the storage's checksum when there.
+
+    Returns how many an earlier run had uploaded.
+
+    Raises:
+        SourceError: a file has changed since its manifest was written.
+        IncompleteError: what is there is not what was sent.
+    """
+    where, model, plan = publication.part(version), publication.model, publication.plan
+    done = manifest.claim(where, plan, publication.head, overwrite=False)
+    journal.start(done)
+    progress(sum(file.size for file in done.values()))
+
+    def finished(name: str, size: int, crc32c: str) -> None:
+        if crc32c != model.files[name].crc32c:
+            expected = f"crc32c {model.files[name].crc32c}, as {MANIFEST} says"
+            raise SourceError(f"{model.storage.path(name)}: damaged: expected {expected}, found {crc32c}")
+        journal.add(name, size, crc32c)
+
+    limits = engine.Limits.of(plan, DEFAULT_BUDGET, max(where.storage.jobs, model.storage.jobs))
+    try:
+        engine.run(plan, where.storage, limits, tuple(done), finished, progress)
+    finally:
+        journal.close()
+    faults = damages(where.storage, model.files, where.storage.files())
+    for fault in faults:
+        where.storage.remove(fault.tensor)  # so that the next run writes it again
+    if faults:
+        raise IncompleteError(report(f"{where.storage}: damaged on the way", faults, "Run the same command again."))
+    return len(done)
+
+
+def _copy_shared(model: Model, target: Storage) -> None:
+    """What all versions use and is not there yet; it is small, and `_prepared` has compared what is there."""
+    for name in model.shared:
+        _write(target, name, model.folder.read(name))
+
+
+def _write(target: Storage, name: str, data: bytes) -> None:
+    """Nothing is written twice: a server may be reading it."""
+    if not target.is_file(name) or target.read(name) != data:
+        target.write(name, data)
+
+
+def _keep(target: Storage, before: Served) -> None:
+    """Keep the config of what is served, of whoever wrote it, so that there is a way back to each complete version."""
+    for version in before.versions:
+        if target.is_file(f"{version}/{MANIFEST}") and not target.is_file(kept(version)):
+            target.write(kept(version), pinned(parse(before.data.decode(), target.path(CONFIG_PBTXT)), version))
+
+
+def _flip(target: Storage, before: Served, data: bytes, what: str) -> str:
+    """The one write that makes a version visible; returns the new generation of config.pbtxt."""
+    if before.data == data:  # done by a run that was killed afterwards
+        return before.generation
+    try:
+        return target.replace(CONFIG_PBTXT, data, before.generation)
+    except ChangedError as error:
+        now = served(target, target.files()).versions
+        raise ChangedError(
+            f"{target}: {what} is complete but not served: meanwhile somebody else has published or rolled back, and "
+            f"the model serves version {', '.join(map(str, now)) or 'none'}. If {what} shall replace that, run the "
+            "same command again."
+        ) from error
+
+
+def _prune(target: Storage, version: int, now: Served, keep: int) -> list[int]:
+    """Remove versions older than this one, the newest `keep` - 1 of them excepted. Returns which.
+
+    Only versions with a manifest or a config that was kept: what somebody else put there stays, and so does what is
+    being uploaded. A rollback to one of them may be under way. So each first loses its manifest, without which nobody
+    goes back to it, then config.pbtxt is written again as it is: who has looked before that fails, who looks after it
+    finds no manifest.
+    """
+    found = target.files()
+    known = {*numbers(found), *(int(match[1]) for name in found if (match := KEPT.fullmatch(name)))}
+    older = [number for number in sorted(known) if number < version and f"{number}/{JOURNAL}" not in found]
+    complete = [number for number in older if f"{number}/{MANIFEST}" in found]
+    doomed = complete[: max(0, len(complete) - (keep - 1))]
+    marks = {number: target.read(f"{number}/{MANIFEST}") for number in doomed}
+    stopped = [number for number in older if number not in complete and kept(number) in found]  # when it was pruned
+    if marks:
+        for number in doomed:
+            target.remove(f"{number}/{MANIFEST}")
+        try:
+            target.replace(CONFIG_PBTXT, now.data, now.generation)
+        except ChangedError:  # somebody goes on from here, perhaps back to one of them
+            for number, mark in marks.items():
+                target.write(f"{number}/{MANIFEST}", mark)
+            return []
+    for number in (gone := sorted({*doomed, *stopped})):
+        target.remove(str(number))
+        target.remove(kept(number))
+    return gone
+
+
+# ----------------------------------------------------------------------------------------------------------- rollback
+
+
+def rollback(repository: str, name: str, to: int | None = None) -> tuple[Storage, int]:
+    """Serve an older version again; returns the model's folder and the version. All its files are checked first.
+
+    Args:
+        to: by default the last complete version before the one that is served.
+
+    Raises:
+        SourceMissingError: no such model, or no such version of it.
+        SourceError: the version is not complete, or damaged.
+        ChangedError: somebody else publishes or rolls back at the same time.
+    """
+    target = folder(repository).below(checked_name(name))
+    found = target.files()
+    before = served(target, found)
+    if not before.generation:
+        raise SourceMissingError(f"{target}: expected a model, found no {CONFIG_PBTXT}")
+    version = to or _previous(target, found, before)
+    if before.versions == (version,):
+        return target, version
+    data = _restorable(target, version, found)
+    _keep(target, before)
+    _flip(target, before, data, f"version {version}")
+    return target, version
+
+
+def _previous(target: Storage, found: Mapping[str, int], before: Served) -> int:
+    earlier = [number for number in numbers(found) if number < min(before.versions, default=0)]
+    complete = [number for number in earlier if versions.version(target, number, found, ()).complete]
+    if not complete:
+        now = ", ".join(map(str, before.versions))
+        raise SourceMissingError(f"{target}: no complete version before {now}, which is served. Name one with --to.")
+    return complete[-1]
+
+
+def _restorable(target: Storage, version: int, found: Mapping[str, int]) -> bytes:
+    """The config.pbtxt that serves a version whose every file is as its manifest says."""
+    storage = target.below(str(version))
+    if version not in numbers(found):
+        raise SourceMissingError(f"{storage}: no such version; there are {', '.join(map(str, numbers(found)))}")
+    for name, what in ((f"{version}/{MANIFEST}", "unfinished, or not published"), (kept(version), "never served")):
+        if name not in found:
+            raise SourceError(f"{storage}: {what}: expected {target.path(name)}, found no such file")
+    faults = damages(storage, manifest.files_of(manifest.load(storage)), storage.files())
+    if faults:
+        raise SourceError(report(f"{storage}: damaged; what is served stays", faults))
+    return target.read(kept(version))
