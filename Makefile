@@ -7,7 +7,7 @@ BENCH ?=
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format bench clean
+.PHONY: help demo test test-slow lint format bench clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' Makefile
@@ -17,6 +17,9 @@ demo: $(VENV)/.demo ## convert, serve and evaluate the example model; one table 
 
 test: $(VENV)/.all lint ## everything that must hold before a change lands
 	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal
+
+test-slow: $(VENV)/.all ## the tests that take too long for every change
+	$(BIN)/python -m pytest -m slow
 
 lint: $(VENV)/.all ## style, types
 	$(BIN)/ruff check .

@@ -136,6 +136,7 @@ def bucket_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         port = free.getsockname()[1]
     url = f"http://127.0.0.1:{port}"
     where = ("-scheme", "http", "-host", "127.0.0.1", "-port", str(port), "-external-url", url)
+    where += ("-public-host", url.removeprefix("http://"))  # Triton's client reads `/bucket/object` there
     folder = tmp_path_factory.mktemp("buckets")
     command = [str(program), *where, "-backend", "filesystem", "-filesystem-root", str(folder), "-log-level", "error"]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
