@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
@@ -15,7 +16,7 @@ from bucket_proxy import Exchange, Proxy, at_most
 from conftest import tree
 
 from converter.errors import ChangedError, DestinationError
-from converter.storage import Storage, open_storage
+from converter.storage import Storage, local, open_storage
 
 pytestmark = pytest.mark.usefixtures("impatient")
 
@@ -73,6 +74,24 @@ def test_of_many_threads_one_wins(storage: Storage) -> None:
             winners = set(pool.map(go, texts, [storage.generation("x")] * 8)) - {None}
             assert winners == {storage.read("x")}
     assert list(storage.files()) == ["x"], "no lock, no temporary file stays"
+
+
+def test_nobody_is_let_in_by_the_lock_of_a_file_that_has_just_gone(tmp_path: Path) -> None:
+    """Who waited for it holds a file that nobody else will ever find."""
+    inside, most = [0], [0]
+
+    def go(number: int) -> None:
+        for _ in range(50):
+            with local._alone(tmp_path / "lock", wait=True):
+                inside[0] += 1
+                most[0] = max(most[0], inside[0])
+                time.sleep(0.0002)
+                inside[0] -= 1
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(go, range(8)))
+    assert most == [1]
+    assert tree(tmp_path) == {}
 
 
 def compete(uri: str, number: int, barrier: Any, rounds: int, wins: Any) -> None:

@@ -210,7 +210,8 @@ def test_old_versions_go_and_never_the_served_one(repository: str, tmp_path: Pat
     done("rollback", repository, "double", "--to", 4)
     storage = open_storage(f"{repository}/double/2/.parts")
     storage.write("0-of-1.jsonl", b"somebody else's upload\n")
-    open_storage(f"{repository}/double").write("2/weights", b"half")
+    for name in ("2/weights", "2/manifest.json", "configs/2.pbtxt"):  # all but served
+        open_storage(f"{repository}/double").write(name, b"x")
     done("publish", built(tmp_path / "e", "eeeee"), repository, "--keep", 1)
     assert set(listed(repository)["versions"]) == {2, 5}
     done("publish", built(tmp_path / "f", "f" * 6), repository, "--version", 3, "--keep", 1)
@@ -504,6 +505,25 @@ def test_the_same_model_twice_at_a_time(repository: str, tmp_path: Path) -> None
     assert set(listed(repository)["versions"]) == {1, 2}, "nobody begins a version of his own"
     assert "serves it already" in done("publish", model, repository)
     assert not listed(repository)["versions"][2]["uploading"]
+
+
+def test_a_twin_that_is_overtaken_leaves_no_journal(
+    bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a bucket nothing stops it before: it is still uploading when the other one has finished."""
+    model, repository = str(built(tmp_path, "a")), f"{bucket}/models"
+    run, twin, slow = publishing.engine.run, prepare(model, repository), prepare(model, repository)
+
+    def overtaken(*arguments: Any) -> None:
+        run(*arguments)
+        monkeypatch.setattr(publishing.engine, "run", run)
+        publish(twin)
+
+    monkeypatch.setattr(publishing.engine, "run", overtaken)
+    with pytest.raises(ChangedError, match="serves version 1"):
+        publish(slow)
+    assert weights(repository) == "a"
+    assert not listed(repository)["versions"][1]["uploading"]
 
 
 RACER = """
