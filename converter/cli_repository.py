@@ -97,3 +97,23 @@ def rollback(repository: str, name: str, to: int | None) -> None:
 
     model, version = run(repository, name, to)
     click.echo(f"{model}: serves version {version}")
+
+
+@repository.command()
+@click.argument("repository")
+@as_json
+@fails_well
+def validate(repository: str, as_json: bool) -> None:
+    """Check every model of REPOSITORY for what Triton does not say, or only in its log. Reads no weights."""
+    from converter.errors import VerificationError
+    from model_repository.validate import validate
+
+    findings = validate(repository)
+    errors = sum(finding.severity == "error" for finding in findings)
+    counted = f"{repository}: {errors} errors, {len(findings) - errors} warnings"
+    if as_json:
+        click.echo(json.dumps([vars(finding) for finding in findings], indent=2))
+    if errors:
+        raise VerificationError(counted if as_json else "\n".join([counted, *map(str, findings)]))
+    if not as_json:
+        click.echo("\n".join([*map(str, findings), counted]))
