@@ -90,6 +90,23 @@ def tensors_have_one_producer(model: Model, models: Models) -> Iterator[Finding]
             yield model.finding("an output that a step gives", found, mend, at=f"output[{i}].name")
 
 
+def inputs_are_used(model: Model, models: Models) -> Iterator[Finding]:
+    """Triton refuses an input that no step takes; a client hears "failed to poll from model repository"."""
+    used = {tensor for step in model.config.ensemble_scheduling.step for tensor in step.input_map.values()}
+    for i, tensor in enumerate(model.config.input):
+        if tensor.name not in used:
+            mend, found = "map it to a step's input, or remove it", f"{tensor.name!r}, which no step takes"
+            yield model.finding("an input that a step takes", found, mend, at=f"input[{i}].name")
+
+
+def ensembles_have_no_instances(model: Model, models: Models) -> Iterator[Finding]:
+    """Triton refuses that in the same words."""
+    if model.kinds():
+        yield model.finding(
+            "no instance group: an ensemble only passes on", some(model.kinds()), "remove it", at="instance_group"
+        )
+
+
 def types_agree(model: Model, models: Models) -> Iterator[Finding]:
     """A tensor has one type all the way: where it comes from, in every step that takes it, where it leaves."""
     steps = model.config.ensemble_scheduling.step
@@ -178,4 +195,12 @@ def _outputs(model: Model) -> dict[str, int]:
     return {tensor.name: tensor.data_type for tensor in model.config.output}
 
 
-RULES = (steps_name_models, maps_fit_the_steps, tensors_have_one_producer, types_agree, steps_end)
+RULES = (
+    steps_name_models,
+    maps_fit_the_steps,
+    tensors_have_one_producer,
+    inputs_are_used,
+    ensembles_have_no_instances,
+    types_agree,
+    steps_end,
+)

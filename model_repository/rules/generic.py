@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 
 from google.protobuf.message import Message
 
 from converter.manifest import CONFIG_PBTXT
 from model_repository.rules.base import ERROR, UNFILLED, VERSION, WARNING, Finding, Model, Models, placeholder, some
+from model_repository.rules.places import AGAIN
 
 # Folders beside the versions that Triton knows (docs: model repository, custom configurations, warm-up, sequences).
 KNOWN_FOLDERS = ("configs", "warmup", "initial_state")
@@ -37,7 +39,9 @@ def backend_is_named(model: Model, models: Models) -> Iterator[Finding]:
         return
     if any(name.split("/")[0] in TELLING for version in model.versions for name in model.below(version)):
         return
-    yield model.finding("a backend (or platform)", "none", 'name what serves it, as in backend: "python"')
+    ensemble = model.config.HasField("ensemble_scheduling")
+    mend = 'platform: "ensemble"' if ensemble else 'name what serves it, as in backend: "python"'
+    yield model.finding("a backend (or platform)", "none", mend)
 
 
 def strings_are_filled(model: Model, models: Models) -> Iterator[Finding]:
@@ -86,6 +90,16 @@ def names_are_unique(model: Model, models: Models) -> Iterator[Finding]:
                 )
 
 
+def keys_are_unique(model: Model, models: Models) -> Iterator[Finding]:
+    """Of a parameter (or a mapped tensor) that is there twice, Triton takes the last."""
+    for place, line in model.places.items():
+        if place.startswith(AGAIN):
+            field, _, key = place.removeprefix(AGAIN).partition(":")
+            name = field.rpartition(".")[2]
+            found = model.finding(f"each key of {name} once", f"{key!r} again", "remove one of the two")
+            yield replace(found, line=line)
+
+
 def versions_are_numbers(model: Model, models: Models) -> Iterator[Finding]:
     """Triton passes over other names, with a warning in its log."""
     others = [name for name in model.folders if not VERSION.fullmatch(name) and not name.startswith(".")]
@@ -114,7 +128,7 @@ def versions_have_files(model: Model, models: Models) -> Iterator[Finding]:
 
 
 def policy_names_what_is_there(model: Model, models: Models) -> Iterator[Finding]:
-    """Triton does not load a model of which it misses one of the versions that are asked for."""
+    """Triton serves the other versions, if there are any: that one is missing is a line in its log (measured)."""
     for i, version in enumerate(model.config.version_policy.specific.versions):
         if version not in model.versions and model.versions:
             there = f"versions {some([str(one) for one in model.versions])}"
@@ -173,6 +187,7 @@ RULES = (
     backend_is_named,
     strings_are_filled,
     names_are_unique,
+    keys_are_unique,
     versions_are_numbers,
     versions_have_files,
     policy_names_what_is_there,

@@ -12,6 +12,7 @@ TOKEN = re.compile(
     re.VERBOSE,
 )
 INDEX = re.compile(r"\[\d+\]$")
+AGAIN = "again "  # before the entry of a map whose key was there already
 
 
 @dataclass
@@ -35,7 +36,7 @@ class _Message:
 def places(text: str) -> dict[str, int]:
     """`input[1].name[0]` -> line, from 1, of every value in a text that protobuf has parsed.
 
-    An entry of a map has its key as a name, too: `parameters:data_type`.
+    An entry of a map has its key as a name, too: `parameters:data_type`, and `again parameters:data_type`.
     """
     found: dict[str, int] = {}
     messages = [_Message("")]
@@ -57,7 +58,8 @@ def places(text: str) -> dict[str, int]:
             path = here.next_value()
             found[path] = line
             if path == f"{here.prefix}key[0]":
-                found.setdefault(f"{INDEX.sub('', here.prefix[:-1])}:{token[0][1:-1]}", line)
+                entry = f"{INDEX.sub('', here.prefix[:-1])}:{token[0][1:-1]}"
+                found[f"{AGAIN}{entry}" if entry in found else entry] = line
         line += token[0].count("\n")
     return found
 

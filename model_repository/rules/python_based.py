@@ -26,7 +26,7 @@ BOOLEANS = ("true", "false")
 
 
 def scripts_are_there(model: Model, models: Models) -> Iterator[Finding]:
-    """Each version has its own."""
+    """Each version has its own. Without it Triton waits for ever for a process that has died (measured)."""
     name = model.config.default_model_filename or MODEL_PY
     for version in model.complete:
         if name not in model.below(version):
