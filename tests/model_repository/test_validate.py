@@ -121,7 +121,7 @@ def test_the_command_says_all_at_once_and_ends_with_1(good: Path, tmp_path: Path
     line = (tmp_path / "ul2" / "config.pbtxt").read_text().splitlines().index('  key: "data_type"') + 1
     for expected in (
         f"ul2/1/2-gpu/{LENGTH}: error\n  expected 48 bytes\n  found    no such file\n  mend     convert or copy it",
-        f"ul2/config.pbtxt:{line}: warning\n  expected data_type bf16, as the weights were converted for\n  found    fp",
+        f"ul2/config.pbtxt:{line}: warning\n  expected data_type bf16, as the weights were converted for\n  found    ",
         "vllm/1/model.json: error\n",
     ):
         assert expected in message
