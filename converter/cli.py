@@ -60,6 +60,11 @@ TARGET_HELP = {
 T5X_PRESETS = "t5, t5-v1.1, flan-t5, ul2, flan-ul2, mt5, umt5, byt5"
 PRESETS = f"{T5X_PRESETS}, gpt2, opt, bloom, gptj, gptneox, llama, mistral, gemma, gemma2, qwen2"
 
+TOKENIZER_HELP = {
+    "hf": "to take along.  [default: the source's own]",
+    "ft": "to speak text with: adds DESTINATION/<name>_text, an ensemble that takes and gives text.",
+}
+
 Option = Callable[[Callable[..., None]], Callable[..., None]]
 
 
@@ -114,9 +119,11 @@ def _options(source: str, target: str) -> list[Option]:
     if target == "jax":
         options.append(click.option("--step", type=click.IntRange(0), default=0, show_default=True, help="Its step."))
     options.append(click.option("--lora", default="", metavar="PATH", help="PEFT adapter to merge, also hub:ORG/NAME."))
-    if target == "hf":
-        tokenizer = "SentencePiece .model, tokenizer.json or folder to take along.  [default: the source's own]"
-        options.append(click.option("--tokenizer", default="", metavar="PATH", help=tokenizer))
+    if target in TOKENIZER_HELP:
+        kinds = "SentencePiece .model, tokenizer.json or folder"
+        options.append(
+            click.option("--tokenizer", default="", metavar="PATH", help=f"{kinds} {TOKENIZER_HELP[target]}")
+        )
     options.append(
         click.option(
             "--layout",
@@ -197,22 +204,22 @@ def _convert(pair: tuple[str, str], dry_run: bool, quiet: bool, as_json: bool, o
     conversion = prepare(request)
     for note in conversion.notes:
         click.echo(f"ftconvert: note: {note}", err=True)
+    finish = _finish(conversion)
     if dry_run:
         _print_plan(conversion, as_json)
         return
     with progress_bar("converting", conversion.plan.nbytes, quiet or as_json) as advance:
-        report = convert(conversion, _write_config_pbtxt, advance)
+        report = convert(conversion, finish, advance)
     _print_report(report, time.monotonic() - started, quiet, as_json)
 
 
-def _write_config_pbtxt(where: Destination, manifest_bytes: bytes) -> None:
-    """The file that makes a model visible to Triton, so it comes last; bare weights have none."""
-    if where.version is None:
-        return
-    from converter.manifest import CONFIG_PBTXT
-    from model_repository.fastertransformer import config_pbtxt
+def _finish(conversion: Conversion) -> Callable[[Destination, bytes], None]:
+    """What comes after the weights: in a repository what makes the model visible to Triton."""
+    if conversion.request.pair[1] != "ft":
+        return lambda where, data: None
+    from model_repository.fastertransformer import finishing
 
-    where.root.write(CONFIG_PBTXT, config_pbtxt(json.loads(manifest_bytes), manifest_bytes, where.version))
+    return finishing(conversion)
 
 
 def _print_plan(conversion: Conversion, as_json: bool) -> None:

@@ -3,11 +3,20 @@
 from __future__ import annotations
 
 import json
+from importlib import import_module
 from typing import Any
 
 import click
 
 from converter.terminal import as_json, fails_well, progress_bar
+
+BACKENDS = {  # what serves a model -> the module of model_repository that builds it
+    "fastertransformer": "fastertransformer",
+    "tensorrtllm": "tensorrt_llm",
+    "llmapi": "llmapi",
+    "vllm": "vllm",
+    "python": "transformers_model",
+}
 
 
 @click.group()
@@ -18,21 +27,39 @@ def repository() -> None:
 @repository.command()
 @click.argument("weights")
 @click.argument("repository")
-@click.option("--backend", type=click.Choice(["tensorrtllm"]), required=True, help="What serves it.")
+@click.option("--backend", type=click.Choice(list(BACKENDS)), required=True, help="What serves it.")
 @click.option("--name", default="", help="Name of the served model.  [default: what WEIGHTS was converted as]")
+@click.option(
+    "--tokenizer",
+    default="",
+    metavar="PATH",
+    help="SentencePiece .model, tokenizer.json or folder: adds REPOSITORY/<name>_text, which takes and gives text.",
+)
 @click.option(
     "--engine-dir",
     default="",
     metavar="PATH",
-    help="The engine built of WEIGHTS, as the server sees it.  [default: WEIGHTS itself, which a CPU can serve]",
+    help="The engine or model to serve, as the server sees it.  [default: WEIGHTS itself]",
 )
-@click.option("--decoupled", is_flag=True, help="Allow streaming, and requests of several rows; no plain gRPC calls.")
+@click.option(
+    "--set",
+    "settings",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Batch sizes, instances, backend parameters, keys of model.json or model.yaml; repeat it. VALUE may be JSON.",
+)
+@click.option("--decoupled", is_flag=True, help="tensorrtllm, llmapi: allow streaming; no plain gRPC calls.")
 @fails_well
-def build(backend: str, weights: str, repository: str, **options: Any) -> None:
-    """Add the model of WEIGHTS, a TensorRT-LLM checkpoint, to REPOSITORY as REPOSITORY/<name>/."""
-    from model_repository import tensorrt_llm
+def build(backend: str, **options: Any) -> None:
+    """Add the model of WEIGHTS to REPOSITORY as REPOSITORY/<name>/, for the backend that shall serve it.
 
-    click.echo(f"{tensorrt_llm.build(weights, repository, **options)}: ready to be served")
+    WEIGHTS is what the backend reads: FasterTransformer weights (copied), a TensorRT-LLM checkpoint, or a Hugging Face
+    model for llmapi, vllm and python.
+    """
+    from model_repository.build import Wanted
+
+    module = import_module(f"model_repository.{BACKENDS[backend]}")
+    click.echo(f"{module.build(Wanted(backend, **options))}: ready to be served")
 
 
 @repository.command()

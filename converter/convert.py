@@ -182,6 +182,10 @@ def _to_fastertransformer(request: Request, opened: Checkpoint, dtype: np.dtype[
         "pipeline_parallel": request.pipeline_parallel,
         "compute_dtype": compute_dtype,
     }
+    if request.tokenizer and request.layout == WEIGHTS:
+        raise OptionsError(
+            "--tokenizer: adds models to a repository, and --layout weights makes none. Give it to `repository build`"
+        )
     files = fastertransformer.outputs(model, request.tensor_parallel, request.name)
     return Laid(_with_note(model, table.caveat(model.config)), files, options)
 

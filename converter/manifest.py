@@ -23,6 +23,7 @@ MANIFEST = "manifest.json"
 PARTS = ".parts"
 JOURNAL = f"{PARTS}/0-of-1.jsonl"
 CONFIG_PBTXT = "config.pbtxt"
+SAMPLES = "warmup/"  # where Triton looks for the samples that a model is warmed up with
 # files of a model without config.pbtxt, in a version folder or not
 WRITTEN = re.compile(rf"(\d+/)?({MANIFEST}|{PARTS}/[^/]+|\d+-gpu/[^/]+\.(bin|ini))")
 SAME_RUN = ("plan", "source", "tool_version")  # of a journal's first line: equal ones are the same conversion
@@ -220,7 +221,7 @@ def _strangers(destination: Destination, files: tuple[OutputFile, ...], found: M
     """Files that this conversion neither writes nor leaves behind when it is killed."""
     known = {destination.prefix + name for name in (MANIFEST, *(file.path for file in files))}
     if destination.version is not None:
-        known.add(CONFIG_PBTXT)
+        known |= {CONFIG_PBTXT, *(name for name in found if name.startswith(SAMPLES))}
     parts = f"{destination.prefix}{PARTS}/"
     return sorted(
         name
@@ -259,7 +260,7 @@ def _replaceable(destination: Destination, found: Mapping[str, int]) -> set[str]
     if destination.version is None and MANIFEST in found:
         model |= _listed(destination.root)
     if destination.version is not None and CONFIG_PBTXT in found:
-        model |= {CONFIG_PBTXT} | {name for name in found if name.split("/")[0].isdigit()}
+        model |= {CONFIG_PBTXT} | {name for name in found if name.split("/")[0].isdigit() or name.startswith(SAMPLES)}
     strangers = sorted(found.keys() - model)
     if strangers:
         raise DestinationError(

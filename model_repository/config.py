@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from google.protobuf import text_format
-from tritonclient.grpc.model_config_pb2 import BatchInput, DataType, ModelConfig, ModelInput
+from tritonclient.grpc.model_config_pb2 import BatchInput, DataType, ModelConfig, ModelInput, ModelInstanceGroup
 
 from converter.errors import SourceError
 
@@ -31,6 +31,19 @@ class Tensor:
 def scalar(name: str, dtype: str, optional: bool = True) -> Tensor:
     """One value per request: the client sends [batch, 1], the backend sees [batch]."""
     return Tensor(name, dtype, (), optional)
+
+
+def new_model(name: str, version: int, backend: str = "", max_batch_size: int = 0) -> ModelConfig:
+    """The config of a model that serves exactly `version`; without a backend that of an ensemble.
+
+    The version is named, not "latest": in poll mode Triton would otherwise serve a later one while it is uploaded.
+    """
+    platform = "" if backend else "ensemble"
+    config = ModelConfig(name=name, backend=backend, platform=platform, max_batch_size=max_batch_size)
+    config.version_policy.specific.versions.append(version)
+    if backend:  # KIND_CPU: Triton places nothing; a backend that needs a GPU takes it itself
+        config.instance_group.add(count=1, kind=ModelInstanceGroup.KIND_CPU)
+    return config
 
 
 def add_inputs(config: ModelConfig, tensors: Sequence[Tensor]) -> None:

@@ -7,20 +7,48 @@ gptj, gptneox, bloom).
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+import json
+from collections.abc import Callable, Mapping
 from typing import Any
 
-from tritonclient.grpc.model_config_pb2 import ModelConfig, ModelInstanceGroup
+from tritonclient.grpc.model_config_pb2 import ModelConfig
 
+from converter.convert import WEIGHTS, Conversion, Request, convert, prepare
+from converter.errors import SourceError
 from converter.families import family_named
-from converter.formats.fastertransformer import folder, layout_of
-from model_repository.config import Tensor, add_inputs, add_item_shapes, add_outputs, add_parameters, emit, scalar
+from converter.formats import locate, manifest_folder
+from converter.formats.fastertransformer import folder, layout_of, ranks
+from converter.manifest import CONFIG_PBTXT, Destination, load
+from converter.storage import Storage, open_storage
+from model_repository.build import Wanted
+from model_repository.config import (
+    Tensor,
+    add_inputs,
+    add_item_shapes,
+    add_outputs,
+    add_parameters,
+    emit,
+    new_model,
+    scalar,
+)
+from model_repository.ensemble import Speech, text_models, tokenizer_files, warmup
+from model_repository.repository import add_models, check_free, clear
+from model_repository.settings import BATCHING, MOST_TOKENS, TEXT, as_text, one_of, read, tune, whole
 
 BACKEND = "fastertransformer"
 MAX_BATCH_SIZE = 1024  # what NVIDIA's own repositories declare; a client decides how much of it to send at once
 # How long a request may wait for others to be batched with, as NVIDIA's GPT declares it. Without dynamic batching the
 # backend never looks at ragged inputs.
 QUEUE_DELAY_US = 50_000
+
+# What --set may name: fields of config.pbtxt, what the text models take, and parameters of the backend.
+PARAMETERS = {
+    "data_type": one_of("fp32", "fp16", "bf16"),
+    "pipeline_para_size": whole(1),
+    "enable_custom_all_reduce": one_of(0, 1),
+    "int8_mode": one_of(0, 1, 2),
+}
+SETTINGS = {**BATCHING, **TEXT, **PARAMETERS}
 
 # How to decode, the same for all families.
 SAMPLING = (
@@ -96,23 +124,16 @@ OUTPUTS = {
 }
 
 
-def model_config(manifest: Mapping[str, Any], version: int, manifest_sha256: str) -> ModelConfig:
-    """The config of the model that `manifest` describes, serving exactly `version`.
-
-    The version is named, not "latest": in poll mode Triton would otherwise serve a later one while it is uploaded.
-    """
+def model_config(
+    manifest: Mapping[str, Any], version: int, manifest_sha256: str, values: Mapping[str, Any] | None = None
+) -> ModelConfig:
+    """The config of the model that `manifest` describes, serving exactly `version`; `values` are SETTINGS."""
     options = manifest["options"]
     model_type = layout_of(family_named(manifest["family"])).model_type
-    config = ModelConfig(
-        name=options["name"],
-        backend=BACKEND,
-        default_model_filename=folder(options["tensor_parallel"]),
-        max_batch_size=MAX_BATCH_SIZE,
-    )
-    config.version_policy.specific.versions.append(version)
-    config.model_transaction_policy.decoupled = False
     # KIND_CPU is the only kind the backend accepts: it takes the GPUs itself.
-    config.instance_group.add(count=1, kind=ModelInstanceGroup.KIND_CPU)
+    config = new_model(options["name"], version, BACKEND, MAX_BATCH_SIZE)
+    config.default_model_filename = folder(options["tensor_parallel"])
+    config.model_transaction_policy.decoupled = False
     add_inputs(config, INPUTS[model_type])
     for tensor in INPUTS[model_type]:
         if tensor.ragged:
@@ -129,11 +150,92 @@ def model_config(manifest: Mapping[str, Any], version: int, manifest_sha256: str
             "data_type": options["compute_dtype"],
             "enable_custom_all_reduce": "0",
             "manifest_sha256": manifest_sha256,
+            **{key: as_text(value) for key, value in (values or {}).items() if key in PARAMETERS},
         },
     )
+    tune(config, values or {})
     return config
 
 
-def config_pbtxt(manifest: Mapping[str, Any], manifest_bytes: bytes, version: int) -> bytes:
-    """The file config.pbtxt for a finished conversion; carries the digest of its manifest."""
-    return emit(model_config(manifest, version, hashlib.sha256(manifest_bytes).hexdigest())).encode()
+def finishing(conversion: Conversion, values: Mapping[str, Any] | None = None) -> Callable[[Destination, bytes], None]:
+    """What `convert` has to call when the weights are written: config.pbtxt last, and with --tokenizer the text models.
+
+    Bare weights get none of it.
+
+    Args:
+        values: of SETTINGS.
+
+    Raises:
+        SourceMissingError, SourceError: no tokenizer there.
+        OptionsError: warmup without one.
+        DestinationError: the folders of the text models are occupied (with --overwrite: by what is no model).
+    """
+    request, values = conversion.request, values or {}
+    if request.layout == WEIGHTS:
+        return lambda where, data: None
+    version, repository = request.model_version, open_storage(request.destination)
+    config = model_config(conversion.manifest, version, "", values)
+    repeats = layout_of(family_named(conversion.manifest["family"])).model_type != "T5"
+    speech = Speech(conversion.manifest["config"], repeats, False, values.get("max_tokens", MOST_TOKENS))
+    tokenizer = tokenizer_files(request.tokenizer) if request.tokenizer else None
+    beside = text_models(config, version, speech, tokenizer) if tokenizer else []
+    if not request.overwrite:
+        check_free(repository, beside, begun=True)
+    samples = warmup(config, speech, tokenizer, values)
+
+    def finish(where: Destination, data: bytes) -> None:
+        for name, sample in samples.files.items():
+            where.root.write(name, sample)
+        made = model_config(json.loads(data), version, hashlib.sha256(data).hexdigest(), values)
+        made.model_warmup.extend(samples.entries)
+        where.root.write(CONFIG_PBTXT, emit(made).encode())
+        if request.overwrite:
+            clear(repository, beside)
+        add_models(repository, beside, begun=True)
+
+    return finish
+
+
+def converted(path: str) -> Storage:
+    """The folder of FasterTransformer weights at a path.
+
+    Raises:
+        SourceMissingError: nothing is there.
+        SourceError: something else is.
+    """
+    weights, form = locate(path)
+    if form.key != "ft":
+        raise SourceError(
+            f"{path}: expected FasterTransformer weights, found {form.title}. Convert it: {form.key}-to-ft"
+        )
+    return weights
+
+
+def build(wanted: Wanted) -> str:
+    """Copy converted weights into a repository and add what makes them a model; returns its folder.
+
+    The copy is a conversion into the same format with the same ranks: checked, resumable, bit for bit the same. A
+    repository that is served from a bucket is copied to the server's disk, so the weights have to lie in it.
+
+    Raises:
+        as prepare, finishing and convert.
+    """
+    wanted.refuse("engine_dir", "decoupled")
+    values = read(wanted.settings, SETTINGS)
+    weights = converted(wanted.weights)
+    above = manifest_folder(weights)
+    stated = load(above)["options"] if above else {}
+    conversion = prepare(
+        Request(
+            source=wanted.weights,
+            destination=wanted.repository,
+            pair=("ft", "ft"),
+            name=wanted.name or stated.get("name", ""),
+            tensor_parallel=ranks(weights.files(), weights),
+            pipeline_parallel=values.get("pipeline_para_size", stated.get("pipeline_parallel", 1)),
+            compute_dtype=values.get("data_type", stated.get("compute_dtype", "")),
+            tokenizer=wanted.tokenizer,
+        )
+    )
+    convert(conversion, finishing(conversion, values))
+    return str(conversion.destination.root)

@@ -1,11 +1,13 @@
 """A Triton model repository: models in folders of their own, each visible from the moment that it is complete.
 
 files of the version ─> <name>/<version>/... ─> <name>/config.pbtxt, last
+several models       ─> all their files ─> their config.pbtxt, in the order of the models
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 from tritonclient.grpc.model_config_pb2 import ModelConfig
 
@@ -19,24 +21,98 @@ from model_repository.config import emit
 NO_FILES = {".keep": b""}
 
 
-def add_model(repository: Storage, config: ModelConfig, version: int, files: Mapping[str, bytes]) -> Storage:
-    """Write a model that is not there yet, and return its folder. One that was killed on the way is written again.
+@dataclass(frozen=True)
+class Model:
+    """A model that is to be written.
 
     Args:
         files: of the version, at least one.
+        beside: other files of the model's folder: warmup samples.
+    """
+
+    config: ModelConfig
+    version: int
+    files: Mapping[str, bytes] = field(default_factory=lambda: NO_FILES)
+    beside: Mapping[str, bytes] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        return str(self.config.name)
+
+    @property
+    def written(self) -> dict[str, bytes]:
+        """Everything but config.pbtxt, by its name in the model's folder."""
+        return {f"{self.version}/{name}": data for name, data in self.files.items()} | dict(self.beside)
+
+
+def add_model(repository: Storage, config: ModelConfig, version: int, files: Mapping[str, bytes]) -> Storage:
+    """Write a model that is not there yet, and return its folder. One that was killed on the way is written again.
 
     Raises:
         DestinationError: there is something else in its folder already.
     """
-    model = repository.below(config.name)
-    written = {f"{version}/{name}": data for name, data in files.items()}
-    strangers = sorted(model.files().keys() - written.keys())
-    if strangers:
-        more = f" and {len(strangers) - 1} more" if len(strangers) > 1 else ""
-        raise DestinationError(
-            f"{model}: expected nothing there, found {strangers[0]}{more}. Choose another --name, or remove it."
-        )
-    for name, data in written.items():
-        model.write(name, data)
-    model.write(CONFIG_PBTXT, emit(config).encode())
-    return model
+    return add_models(repository, [Model(config, version, files)])[-1]
+
+
+def add_models(repository: Storage, models: Sequence[Model], begun: bool = False) -> list[Storage]:
+    """Write models that need each other, the one that is asked last; the same command goes on after a kill.
+
+    Raises:
+        DestinationError: see check_free. Nothing was written.
+    """
+    check_free(repository, models, begun)
+    folders = [repository.below(model.name) for model in models]
+    for folder, model in zip(folders, models, strict=True):
+        for name, data in model.written.items():
+            folder.write(name, data)
+    for folder, model in zip(folders, models, strict=True):
+        folder.write(CONFIG_PBTXT, emit(model.config).encode())
+    return folders
+
+
+def check_free(repository: Storage, models: Sequence[Model], begun: bool = False) -> None:
+    """Whether the models may be written: nothing is there but what a killed run of the same command left.
+
+    That is files of the same names, and the very same config.pbtxt of all but the last model.
+
+    Args:
+        begun: the last model's may be there, too, because more follows it.
+
+    Raises:
+        DestinationError: something else is there.
+    """
+    for model in models:
+        folder = repository.below(model.name)
+        strangers = _strangers(folder, model)
+        finished = model is models[-1] and not begun
+        if strangers == [CONFIG_PBTXT] and not finished and folder.read(CONFIG_PBTXT) == emit(model.config).encode():
+            continue
+        if strangers:
+            more = f" and {len(strangers) - 1} more" if len(strangers) > 1 else ""
+            raise DestinationError(
+                f"{folder}: expected nothing there, found {strangers[0]}{more}. Choose another --name, or remove it."
+            )
+
+
+def clear(repository: Storage, models: Sequence[Model]) -> None:
+    """Remove what stands where the models shall, the one that is asked first and config.pbtxt before the rest.
+
+    Raises:
+        DestinationError: a folder holds something that no model does.
+    """
+    for model in reversed(models):
+        folder = repository.below(model.name)
+        other = [name for name in _strangers(folder, model) if name != CONFIG_PBTXT and not name[0].isdigit()]
+        if other:
+            raise DestinationError(
+                f"{folder}: --overwrite replaces a model; this is none: {other[0]}. Remove it by hand."
+            )
+    for model in reversed(models):
+        folder = repository.below(model.name)
+        for name in sorted(folder.files(), key=lambda name: name != CONFIG_PBTXT):
+            folder.remove(name)
+
+
+def _strangers(folder: Storage, model: Model) -> list[str]:
+    """What is there and not a file of this model's version."""
+    return sorted(folder.files().keys() - model.written.keys())
