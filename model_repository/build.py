@@ -37,12 +37,17 @@ def served_path(engine_dir: str, weights: Storage) -> str:
         OptionsError: the weights lie in a bucket, which no server can open as a path.
     """
     if engine_dir:
-        if not engine_dir.startswith("/"):
-            raise UsageError(f"--engine-dir {engine_dir}: expected an absolute path, as the server sees it")
-        return engine_dir
+        return absolute(engine_dir)
     if not isinstance(weights, LocalStorage):
         raise OptionsError(
             f"{weights}: a server cannot open an engine or a checkpoint in a bucket. Mount or copy it there, and "
             "give that path with --engine-dir"
         )
     return str(Path(str(weights)).resolve())
+
+
+def absolute(engine_dir: str) -> str:
+    """--engine-dir, as it is; UsageError where it is not absolute."""
+    if not engine_dir.startswith("/"):
+        raise UsageError(f"--engine-dir {engine_dir}: expected an absolute path, as the server sees it")
+    return engine_dir

@@ -10,6 +10,7 @@ ensemble are those of TensorRT-LLM's (triton_backend/all_models/inflight_batcher
 
 from __future__ import annotations
 
+import json
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -182,8 +183,9 @@ def preprocessing(model: ModelConfig, version: int, speech: Speech) -> ModelConf
     wanted = {output: types[name] for name, output in given(model, speech).items()}
     add_outputs(config, [Tensor(name, dtype, DIMS.get(name, (1,))) for name, dtype in wanted.items()])
     add_parameters(config, speech.parameters)
-    if model.HasField("dynamic_batching"):
+    if model.HasField("dynamic_batching") and not any(tensor.allow_ragged_batch for tensor in model.input):
         # Requests that it is handed together leave it with one width, so that the model may be handed them together.
+        # Where the model takes unequal ones there is no need, and TensorRT-LLM takes the padding of a row for prompt.
         config.dynamic_batching.max_queue_delay_microseconds = 0
     return config
 
@@ -226,6 +228,35 @@ def ensemble(model: ModelConfig, version: int, pre: ModelConfig, post: ModelConf
     _step(config, model.name, to_model | {inner: name for name, inner in passed.items()}, ids)
     _step(config, post.name, {tensor.name: tensor.name for tensor in post.input}, {"OUTPUT": OUTPUT.name})
     return config
+
+
+def bls(model: ModelConfig, version: int, ensemble: ModelConfig, tokenizer: Companions, count: int) -> Model:
+    """A Python model that does what the ensemble does, and streams: `stream` asks for a response per piece of text.
+
+    An ensemble hands each token on by itself, and of one token alone nobody knows its text: SentencePiece leaves out
+    the blank before a first word, and half a character is none. This one keeps the tokens before.
+
+    Args:
+        count: instances, each of which is busy with one request at a time.
+    """
+    config = new_model(f"{model.name}_bls", version, "python", model.max_batch_size)
+    config.model_transaction_policy.decoupled = model.model_transaction_policy.decoupled
+    config.instance_group[0].count = count
+    config.input.extend(ensemble.input)
+    if config.model_transaction_policy.decoupled:
+        add_inputs(config, [Tensor("stream", "BOOL", (1,), optional=True)])
+    add_outputs(config, [OUTPUT])
+    first, second, _ = ensemble.ensemble_scheduling.step
+    maps = {"preprocessing": first.input_map, "model": second.input_map}
+    add_parameters(
+        config,
+        {
+            **{f"{step}_inputs": json.dumps(dict(sorted(inputs.items()))) for step, inputs in maps.items()},
+            "preprocessing_name": first.model_name,
+            "model_name": second.model_name,
+        },
+    )
+    return Model(config, version, script("bls") | {f"{FOLDER}/{name}": data for name, data in tokenizer.read().items()})
 
 
 def _all_given() -> dict[str, str]:

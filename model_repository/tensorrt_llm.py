@@ -8,18 +8,32 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 
-from tritonclient.grpc.model_config_pb2 import ModelConfig, ModelInstanceGroup
+from tritonclient.grpc.model_config_pb2 import ModelConfig
 
 from converter import manifest
 from converter.convert import checked_name
-from converter.errors import OptionsError, UsageError
+from converter.errors import OptionsError
 from converter.formats import open_any, tensorrt_llm
 from converter.formats.trtllm_build import MAX_BATCH_SIZE
-from converter.storage import LocalStorage, Storage, open_storage
-from model_repository.config import Tensor, add_inputs, add_outputs, add_parameters, scalar
-from model_repository.repository import NO_FILES, add_model
+from converter.storage import open_storage
+from model_repository.build import Wanted, served_path
+from model_repository.config import Tensor, add_inputs, add_outputs, add_parameters, new_model, scalar
+from model_repository.ensemble import Speech, bls, text_models, tokenizer_files, warmup
+from model_repository.repository import NO_FILES, Model, add_models
+from model_repository.settings import (
+    BATCHING,
+    FRACTION,
+    MOST_TOKENS,
+    SCALAR,
+    TEXT,
+    as_text,
+    one_of,
+    read,
+    tune,
+    whole,
+)
 
 BACKEND = "tensorrtllm"
 WORKER = "/opt/tritonserver/backends/tensorrtllm/trtllmExecutorWorker"  # where NVIDIA's images have it
@@ -158,52 +172,81 @@ ENCODER_DECODER = {
 }
 
 
-def build(weights: str, repository: str, name: str = "", engine_dir: str = "", decoupled: bool = False) -> Storage:
+# What --set may name beside those of PARAMETERS and of the two tables above (NVIDIA's config.pbtxt).
+MORE_PARAMETERS = (
+    *("max_tokens_in_paged_kv_cache", "max_attention_window_size", "sink_token_length", "kv_cache_host_memory_bytes"),
+    *("kv_cache_onboard_blocks", "cancellation_check_period_ms", "stats_check_period_ms", "iter_stats_max_iterations"),
+    *("request_stats_max_iterations", "enable_kv_cache_reuse", "normalize_log_probs", "enable_chunked_context"),
+    *("gpu_device_ids", "participant_ids", "num_nodes", "lora_cache_optimal_adapter_size", "gpu_weights_percent"),
+    *("lora_cache_max_adapter_size", "lora_cache_gpu_memory_fraction", "lora_cache_host_memory_bytes"),
+    *("lora_prefetch_dir", "decoding_mode", "lookahead_window_size", "lookahead_ngram_size", "medusa_choices"),
+    *("lookahead_verification_set_size", "eagle_choices", "enable_context_fmha_fp32_acc", "multi_block_mode"),
+    *("cuda_graph_mode", "cuda_graph_cache_size", "speculative_decoding_fast_logits"),
+)
+SETTINGS = {
+    **dict.fromkeys((*PARAMETERS, *ENCODER_DECODER, *MORE_PARAMETERS), SCALAR),
+    **BATCHING,
+    **TEXT,
+    "kv_cache_free_gpu_mem_fraction": FRACTION,
+    "cross_kv_cache_fraction": FRACTION,
+    "max_beam_width": whole(1),
+    "gpt_model_type": one_of("inflight_fused_batching", "inflight_batching", "V1"),
+    "batch_scheduler_policy": one_of("guaranteed_no_evict", "max_utilization", "static_batch"),
+    "bls_instance_count": whole(1),
+}
+del SETTINGS["instance_count"]  # one instance batches in flight, and the backend takes its GPUs
+
+
+def build(wanted: Wanted) -> str:
     """Write `<repository>/<name>/` for a checkpoint, and return that folder.
 
-    Args:
-        weights: the checkpoint; only its headers are read.
-        name: by default what the checkpoint was converted as, else the name of its folder.
-        engine_dir: where the server finds the engine built of it, which may be another machine: absolute, with
-            `encoder/` and `decoder/` in it for an encoder-decoder model. By default the checkpoint itself, which the
-            CPU backend serves.
+    The name is by default what the checkpoint was converted as, else that of its folder. --engine-dir is where the
+    server finds the engine built of it, which may be another machine: absolute, with `encoder/` and `decoder/` in it
+    for an encoder-decoder model. By default it is the checkpoint itself, which the CPU backend serves.
+
+    With --tokenizer, `<name>_preprocessing`, `<name>_postprocessing`, the ensemble `<name>_text`, and `<name>_bls`,
+    which streams text, where the model is decoupled.
 
     Raises:
-        SourceMissingError, SourceError: no checkpoint there, or a damaged one.
-        UsageError, OptionsError: a path that a server could not open.
+        SourceMissingError, SourceError: no checkpoint there, or a damaged one; no tokenizer.
+        UsageError, OptionsError: settings that are none, or a path that a server could not open.
         DestinationError: there is such a model.
     """
-    checkpoint = open_any(weights, only="trtllm")
+    values = read(wanted.settings, SETTINGS)
+    checkpoint = open_any(wanted.weights, only="trtllm")
     folder = open_storage(checkpoint.source.uri)
     stated, digest = {}, ""
     if folder.is_file(manifest.MANIFEST):
         stated, digest = manifest.load(folder), hashlib.sha256(folder.read(manifest.MANIFEST)).hexdigest()
-    name = checked_name(name or stated.get("options", {}).get("name") or folder.name)
-    engine = PurePosixPath(_engine(engine_dir, folder))
+    name = checked_name(wanted.name or stated.get("options", {}).get("name") or folder.name)
+    engine = PurePosixPath(served_path(wanted.engine_dir, folder))
     table = tensorrt_llm.table(checkpoint.family)
     encoder = str(engine / "encoder") if any(part.folder == "encoder" for part in table.parts) else ""
     decoder = str(engine / "decoder" if encoder else engine)
+    if "cross_kv_cache_fraction" in values and not encoder:
+        raise OptionsError("--set cross_kv_cache_fraction: the backend loads no model with it that has no encoder")
     config = model_config(
         *(name, VERSION, decoder, encoder),
-        decoupled=decoupled,
+        decoupled=wanted.decoupled,
+        max_batch_size=values.get("max_batch_size", MAX_BATCH_SIZE),
         windows=table.windows(checkpoint.config),
         manifest_sha256=digest,
     )
-    return add_model(open_storage(repository), config, VERSION, NO_FILES)
-
-
-def _engine(engine_dir: str, checkpoint: Storage) -> str:
-    """The folder that config.pbtxt names."""
-    if engine_dir:
-        if not engine_dir.startswith("/"):
-            raise UsageError(f"--engine-dir {engine_dir}: expected an absolute path, as the server sees it")
-        return engine_dir
-    if not isinstance(checkpoint, LocalStorage):
-        raise OptionsError(
-            f"{checkpoint}: a server cannot open an engine or a checkpoint in a bucket. Mount or copy it there, and "
-            "give that path with --engine-dir"
+    own = {key: as_text(value) for key, value in values.items() if key not in (*BATCHING, *TEXT, "bls_instance_count")}
+    add_parameters(config, own)
+    tune(config, values)
+    speech = Speech(checkpoint.config, repeats=False, told=True, max_tokens=values.get("max_tokens", MOST_TOKENS))
+    tokenizer = tokenizer_files(wanted.tokenizer) if wanted.tokenizer else None
+    samples = warmup(config, speech, tokenizer, values)
+    config.model_warmup.extend(samples.entries)
+    models = [Model(config, VERSION, NO_FILES, samples.files)]
+    if tokenizer:
+        beside = text_models(config, VERSION, speech, tokenizer)
+        streaming = bls(
+            config, VERSION, beside[-1].config, tokenizer, values.get("bls_instance_count", config.max_batch_size)
         )
-    return str(Path(str(checkpoint)).resolve())
+        models += [*beside[:-1], streaming, beside[-1]]
+    return str(add_models(open_storage(wanted.repository), models)[0])
 
 
 def model_config(
@@ -228,11 +271,9 @@ def model_config(
             rows; but what calls the model for one response can then not be used (gRPC's ModelInfer).
         manifest_sha256: of the checkpoint's manifest.json, where there is one.
     """
-    config = ModelConfig(name=name, backend=BACKEND, max_batch_size=max_batch_size)
-    config.version_policy.specific.versions.append(version)
+    config = new_model(name, version, BACKEND, max_batch_size)  # KIND_CPU: the backend takes the GPUs itself
     config.model_transaction_policy.decoupled = decoupled
     config.dynamic_batching.preferred_batch_size.append(max_batch_size)
-    config.instance_group.add(count=1, kind=ModelInstanceGroup.KIND_CPU)  # the backend takes the GPUs itself
     add_inputs(config, INPUTS)
     add_outputs(config, OUTPUTS)
     paths = {"gpt_model_path": decoder} | ({"encoder_model_path": encoder} if encoder else {})
