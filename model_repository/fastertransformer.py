@@ -17,7 +17,7 @@ from converter.convert import WEIGHTS, Conversion, Request, convert, prepare
 from converter.errors import SourceError
 from converter.families import family_named
 from converter.formats import locate, manifest_folder
-from converter.formats.fastertransformer import folder, layout_of, ranks
+from converter.formats.fastertransformer import FOLDER, folder, layout_of, ranks
 from converter.manifest import CONFIG_PBTXT, Destination, load
 from converter.storage import Storage, open_storage
 from model_repository.build import Wanted
@@ -225,12 +225,13 @@ def build(wanted: Wanted) -> str:
     weights = converted(wanted.weights)
     above = manifest_folder(weights)
     stated = load(above)["options"] if above else {}
+    named = (FOLDER.fullmatch(weights.name) and weights.parent()) or weights  # `1-gpu` is no name
     conversion = prepare(
         Request(
             source=wanted.weights,
             destination=wanted.repository,
             pair=("ft", "ft"),
-            name=wanted.name or stated.get("name", ""),
+            name=wanted.name or stated.get("name") or named.name,
             tensor_parallel=ranks(weights.files(), weights),
             pipeline_parallel=values.get("pipeline_para_size", stated.get("pipeline_parallel", 1)),
             compute_dtype=values.get("data_type", stated.get("compute_dtype", "")),

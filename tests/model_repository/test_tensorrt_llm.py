@@ -289,7 +289,7 @@ def test_config_pbtxt_comes_last(tmp_path: Path, checkpoint: Path) -> None:
     [
         (2, ["--engine-dir", "engines"], "--engine-dir engines: expected an absolute path"),
         (2, ["--name", "a/b"], "--name 'a/b'"),
-        (2, ["--backend", "vllm"], "'vllm' is not"),
+        (2, ["--backend", "openvino"], "'openvino' is not"),
     ],
 )
 def test_build_refuses_options_that_cannot_work(
