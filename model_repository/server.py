@@ -396,7 +396,6 @@ def _environment(runtime: _Runtime) -> dict[str, str]:
         "LD_LIBRARY_PATH": before("LD_LIBRARY_PATH", *runtime.libraries),
         "PATH": before("PATH", Path(sys.executable).parent),
         "HF_HUB_OFFLINE": "1",  # a served model is complete: a look at the hub is a mistake
-        "PYTHONDONTWRITEBYTECODE": "1",  # nothing is left beside a repository's own model.py
     }
 
 
