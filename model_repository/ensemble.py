@@ -296,7 +296,7 @@ def warmup(model: ModelConfig, speech: Speech, tokenizer: Companions | None, val
 
     Raises:
         OptionsError: without a tokenizer, or its library is not installed here.
-        SourceError: the tokenizer cannot be opened.
+        SourceError: the tokenizer cannot be opened, or is another model's.
     """
     if not values.get("warmup"):
         return Samples()
@@ -342,4 +342,10 @@ def _sample_ids(speech: Speech, tokenizer: Companions) -> list[int]:
         except Exception as error:  # both libraries raise whatever they like
             raise SourceError(f"--tokenizer: expected a tokenizer, found: {error}") from error
         end = int(speech.parameters["end_id"])
-        return [*opened.pieces(SAMPLE), end] if speech.has_encoder else opened.start(SAMPLE, end)
+        ids = [*opened.pieces(SAMPLE), end] if speech.has_encoder else opened.start(SAMPLE, end)
+        if max(ids) >= speech.config["vocab_size"]:
+            raise SourceError(
+                f"--tokenizer: expected ids below {speech.config['vocab_size']}, found {max(ids)}: it is another "
+                "model's tokenizer"
+            )
+        return ids

@@ -186,12 +186,19 @@ def _descend(storage: Storage) -> Iterator[Storage]:
     versions = sorted((int(name) for name in folders if name.isdigit() and not name.startswith("0")), reverse=True)
     weights = [name for name in folders if fastertransformer.FOLDER.fullmatch(name)]
     models = [name for name in folders if storage.is_file(f"{name}/{manifest.CONFIG_PBTXT}")]
+    if len(models) > 1:  # the text models beside one hold no weights
+        models = [name for name in models if _holds_weights(storage.below(name))] or models
     for what, names in (("weights", weights), ("models", models)):
         if len(names) > 1:
             raise SourceError(f"{storage}: holds several {what}: {', '.join(names)}. Name one of them.")
     following = weights or ([str(versions[0])] if versions else models)
     for name in following:
         yield from _descend(storage.below(name))
+
+
+def _holds_weights(model: Storage) -> bool:
+    """Whether a model of a repository has a checkpoint in one of its versions."""
+    return any(name.split("/")[-1] in (manifest.MANIFEST, fastertransformer.INI) for name in model.files())
 
 
 def manifest_folder(weights: Storage) -> Storage | None:

@@ -7,7 +7,6 @@ model for one text alone, and the tokenizer again.
 from __future__ import annotations
 
 import json
-import shutil
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -27,6 +26,7 @@ from tokenizers.processors import TemplateProcessing
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 from tritonclient.grpc.model_config_pb2 import DataType, ModelConfig
 
+from converter.storage import LocalStorage
 from model_repository import config
 from model_repository.models import text
 from model_repository.server import TritonServer
@@ -38,10 +38,13 @@ GPT2_TEXTS = ["deaf", "cab feed", "fig"]
 
 
 def bytes_tokenizer(file: Path) -> Path:
-    """29 tokens: 25 characters and the two bytes of an é, so that a single token may be half a character."""
-    pieces = [*"abcdefg", "Ã", *"ijklmnopqrstu", "©", "w", "Ġ", *"hvx"]
+    """29 tokens: 25 characters and the two bytes of an é, so that a single token may be half a character; and a 1.
+
+    The tiny GPT-2 has no embedding for the 1.
+    """
+    pieces = [*"abcdefg", "Ã", *"ijklmnopqrstu", "©", "w", "Ġ", *"hvx1"]
     vocabulary = {"<s>": START, "</s>": END}
-    vocabulary |= dict(zip(pieces, (id for id in range(29) if id not in (START, END)), strict=True))
+    vocabulary |= dict(zip(pieces, (id for id in range(30) if id not in (START, END)), strict=True))
     tokenizer = Tokenizer(BPE(vocabulary, []))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -236,10 +239,11 @@ def test_a_stream_is_the_whole_text_in_pieces(server: TritonServer, by_hand: Any
         ("gpt2_text", {"text_input": "a", "seed": 3, "temperature": 0.5}, "temperature"),
         ("gpt2_trt_bls", {"text_input": "a", "beam_width": 2}, "beam_width"),
         ("t5_trt_text", {"text_input": "a", "max_tokens": 0}, "request_output_len"),
+        ("gpt2_text", {"text_input": "a1"}, "gives id 29 for 'a1', the model knows 0 to 28: it is another model's"),
     ],
 )
-def test_sampling_inputs_reach_the_model(server: TritonServer, model: str, body: dict[str, Any], told: str) -> None:
-    """What it does with them is the model's affair: the CPU backend names what it refuses."""
+def test_what_is_refused_is_told_by_name(server: TritonServer, model: str, body: dict[str, Any], told: str) -> None:
+    """Sampling inputs reach the model: what it does with them is its own affair."""
     with pytest.raises(urllib.error.HTTPError) as error:
         post(server, model, **body)
     assert told in error.value.read().decode()
@@ -250,6 +254,23 @@ def test_sampling_inputs_reach_the_model(server: TritonServer, model: str, body:
 
 def parsed(repository: Path, name: str) -> ModelConfig:
     return config.parse((repository / name / "config.pbtxt").read_text(), name)
+
+
+def test_only_models_of_one_width_are_handed_requests_together(tmp_path: Path, example: Path, repository: Path) -> None:
+    """Unequal ones go to a model that takes them so; TensorRT-LLM takes the padding of a single row for prompt."""
+    assert parsed(repository, "gpt2").HasField("dynamic_batching")
+    for name in ("t5", "gpt2", "t5_trt", "gpt2_trt"):
+        assert not parsed(repository, f"{name}_preprocessing").HasField("dynamic_batching")
+    command = (*BUILD, "fastertransformer", "--set", "max_queue_delay_microseconds=100", "--set", "max_tokens=5")
+    result = ftconvert(*command, "--tokenizer", example / "spiece.model", repository, tmp_path)
+    assert result.exit_code == 65, result.stderr  # the repository holds several models with weights
+    result = ftconvert(*command, "--tokenizer", example / "spiece.model", repository / "t5", tmp_path)
+    assert result.exit_code == 0, result.stderr
+    assert parsed(tmp_path, "t5").dynamic_batching.max_queue_delay_microseconds == 100
+    assert parsed(tmp_path, "t5_preprocessing").HasField("dynamic_batching")
+    assert parsed(tmp_path, "t5_preprocessing").parameters["max_tokens"].string_value == "5"
+    # the text models beside the one with weights are no reason to ask which is meant
+    assert ftconvert("verify", tmp_path).exit_code == 0
 
 
 def test_every_model_has_its_files(repository: Path, sources: dict[str, Path]) -> None:
@@ -325,20 +346,41 @@ def gpt2(sources: dict[str, Path]) -> tuple[object, ...]:
     return ("hf-to-ft", "--tokenizer", sources["gpt2"], "--name", "g", sources["gpt2"])
 
 
-def test_a_killed_run_is_finished_by_the_same_command(tmp_path: Path, gpt2: tuple[object, ...]) -> None:
-    """Killed while the last config.pbtxt files were written, the journal still there."""
+@pytest.mark.parametrize("killed", range(1, 5))
+def test_a_killed_run_is_finished_by_the_same_command(
+    tmp_path: Path, gpt2: tuple[object, ...], monkeypatch: pytest.MonkeyPatch, killed: int
+) -> None:
+    """Killed while config.pbtxt files are written: the model's, those of its parts, the ensemble's."""
     assert ftconvert(*gpt2, tmp_path / "a").exit_code == 0
-    whole = tree(tmp_path / "a")
-    shutil.copytree(tmp_path / "a", tmp_path / "b")
-    manifest = json.loads(whole["g/1/manifest.json"])
-    for missing in (["g_text"], ["g_text", "g_postprocessing"], ["g_text", "g"]):
-        for name in missing:
-            (tmp_path / "b" / name / "config.pbtxt").unlink(missing_ok=True)
-        refused(73, *gpt2, tmp_path / "b")  # without the journal nobody knows whose it is
-    assert manifest["options"]["name"] == "g"
-    result = ftconvert(*gpt2, tmp_path / "b", "--overwrite")
+    written = []
+
+    def write(storage: LocalStorage, name: str, data: bytes) -> None:
+        if name == "config.pbtxt":
+            written.append(storage.name)
+            if len(written) == killed:
+                raise KeyboardInterrupt
+        original(storage, name, data)
+
+    original = LocalStorage.write
+    with monkeypatch.context() as patch:
+        patch.setattr(LocalStorage, "write", write)
+        assert ftconvert(*gpt2, tmp_path / "b").exit_code == 130
+    assert written == ["g", "g_preprocessing", "g_postprocessing", "g_text"][:killed]
+    assert not (tmp_path / "b" / "g_text" / "config.pbtxt").exists()
+    result = ftconvert(*gpt2, tmp_path / "b")
     assert result.exit_code == 0, result.stderr
-    assert tree(tmp_path / "b") == whole
+    assert tree(tmp_path / "b") == tree(tmp_path / "a")
+
+
+def test_overwrite_replaces_the_text_models_too(tmp_path: Path, gpt2: tuple[object, ...]) -> None:
+    assert ftconvert(*gpt2, tmp_path).exit_code == 0
+    before = tree(tmp_path)
+    assert "expected nothing there" in refused(73, *gpt2, tmp_path)
+    (tmp_path / "g_text" / "2").mkdir()
+    (tmp_path / "g_text" / "2" / "old").write_text("")
+    assert "g_text: expected nothing there, found 2/old" in refused(73, *gpt2, tmp_path)
+    assert ftconvert(*gpt2, tmp_path, "--overwrite").exit_code == 0
+    assert tree(tmp_path) == before
 
 
 def test_models_that_are_there_are_left_alone(tmp_path: Path, gpt2: tuple[object, ...]) -> None:
@@ -357,6 +399,12 @@ def test_tokenizers_that_cannot_be_used_are_refused(tmp_path: Path, sources: dic
     assert "found vocab.json. transformers writes a tokenizer.json" in refused(65, *command, tmp_path / "slow")
     (tmp_path / "tokenizer.json").write_text('{"vocab": {}}')
     assert "found no `model` in it" in refused(65, *command, tmp_path / "tokenizer.json")
+    made = ftconvert("hf-to-ft", "--layout", "weights", sources["gpt2"], tmp_path / "weights")
+    assert made.exit_code == 0, made.stderr
+    build = (*BUILD, "fastertransformer", tmp_path / "weights", tmp_path / "models", "--set", "warmup=true")
+    assert "it is another model's tokenizer" in refused(65, *build, "--tokenizer", sources["t5"])
+    (tmp_path / "spiece.model").write_text("no protobuf")
+    assert "expected a tokenizer" in refused(65, *build, "--tokenizer", tmp_path / "spiece.model")
     bare = refused(78, *command, sources["gpt2"], "--layout", "weights")
     assert "repository build" in bare
     assert not (tmp_path / "models").exists()
