@@ -13,7 +13,6 @@ the same command finds it and goes on, whatever moment it was killed at.
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -42,6 +41,7 @@ from converter.tensor import TensorSpec
 from converter.verify import damages, missing
 from model_repository import versions
 from model_repository.config import parse
+from model_repository.gate import check_gate
 from model_repository.versions import KEPT, VERSION, Served, digest_of, kept, numbers, pinned, served
 
 KEEP = 2  # versions: the one that is served, and one to go back to
@@ -160,41 +160,6 @@ def _contents(storage: Storage, config: ModelConfig) -> tuple[dict[str, File], b
     return files, storage.read(MANIFEST)
 
 
-# --------------------------------------------------------------------------------------------------------------- gate
-
-
-def check_gate(results: str, model: Model) -> None:
-    """Whether an evaluation speaks for this model.
-
-    Raises:
-        SourceMissingError, SourceError: there are no such results, or no sense can be made of them.
-        OptionsError: it failed, or is one of other weights. That no retry mends, which is why it is not 1.
-    """
-    storage = folder(results)
-    where = storage.path("results.json")
-    if not storage.is_file("results.json"):
-        raise SourceMissingError(f"{where}: no such file; expected the folder of a finished `evaluate`")
-    try:
-        found = json.loads(storage.read("results.json"))
-        digest, requests = found["model"]["manifest_sha256"], found["requests"]
-        completed, failed = int(requests["completed"]), int(requests["failed"])
-        allowed = int(found.get("options", {}).get("max_failed", 0))
-        comparison = found.get("comparison")
-        verdict = str(comparison["verdict"]).upper() if comparison else "PASS"
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        reason = f"{type(error).__name__}: {error}"
-        raise SourceError(f"{where}: expected results of `evaluate`, found: {reason}") from error
-    faults = []
-    if digest != model.digest:
-        faults.append(Problem("weights", f"{versions.DIGEST} {model.digest}", str(digest or "not stated")))
-    if failed > allowed or not completed:
-        faults.append(Problem("requests", f"at most {allowed} failed", f"{failed} failed, {completed} completed"))
-    if verdict != "PASS":
-        faults.append(Problem("comparison", "PASS", verdict))
-    if faults:
-        raise OptionsError(report(f"--gate {results}: does not speak for {model.folder}; nothing is published", faults))
-
-
 # ------------------------------------------------------------------------------------------------------------ publish
 
 
@@ -231,7 +196,7 @@ def prepare(model_folder: str, repository: str, gate: str = "") -> Publication:
     """
     model = finished_model(model_folder)
     if gate:
-        check_gate(gate, model)
+        check_gate(gate, model.digest)
     return _prepared(model, open_storage(repository))
 
 
