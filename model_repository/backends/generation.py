@@ -1,36 +1,29 @@
 """Text generation on a CPU, shared by every backend that stands in for a GPU one.
 
-    requests ─> Row, ... (one per sequence) ─> greedy(model, rows) ─> [ids] per row ─┬> pad_outputs ──> response tensors
-                                                   │             (a decoder's prompt) └> join_outputs ─┘
-                                                   └─> listen(id), while it generates a single row
+    request ─> inputs.samplings ─> Row per sequence ─> generate(model, rows, rules) ─> [Answer] per row ─> outputs
+                                                            │     │
+                         sampling.Choice or beam_search  <──┘     └─> listen(Answer so far), token by token
 
-What a request asks for beyond greedy decoding is refused by name (`refuse_unsupported`), never ignored: a stand-in that
-answers with something else than the real backend would be worse than none.
+The network is asked for the next token's logits, step by step; what is made of them is in sampling.py and
+beam_search.py. transformers' own `generate` is the judge in the tests, and not the way: it works on log-probs where the
+real backends work on logits (beam search), and knows one set of settings for all rows.
 
 Nothing here knows of Triton.
 """
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import torch
-from transformers import (
-    DynamicCache,
-    EncoderDecoderCache,
-    GenerationConfig,
-    GenerationMixin,
-    StoppingCriteria,
-    StoppingCriteriaList,
-)
+from transformers import DynamicCache, EncoderDecoderCache, PreTrainedModel
+from transformers.modeling_outputs import BaseModelOutput
 
-Array = npt.NDArray[Any]
-Listener = Callable[[int], bool]  # is told a generated id, says whether to go on
+from model_repository.backends import beam_search
+from model_repository.backends.sampling import Choice, Rules, Sampling, Token, processors, stopped
+
 MOST_TOKENS = 1 << 15  # of one output; a larger wish would take minutes and gigabytes before it failed
 
 
@@ -44,18 +37,30 @@ class Row:
         start_id: the decoder's first input; no part of the result. None for a decoder alone, which starts with its
             prompt.
         end_id: ends the result and is its last token. An id outside the vocabulary is never reached.
+        sampling: how tokens are chosen.
     """
 
     input_ids: Sequence[int]
     max_output_len: int
     start_id: int | None
     end_id: int
+    sampling: Sampling = field(default_factory=Sampling)
+
+    @property
+    def before(self) -> list[int]:
+        """What stands before the first generated token in the decoder."""
+        return list(self.input_ids) if self.start_id is None else [self.start_id]
+
+    def stopped(self, ids: Sequence[int]) -> bool:
+        """Whether these generated ids, or the prompt with them, end with a stop word."""
+        words = self.sampling.stop_words
+        return bool(words) and stopped([*self.before, *ids], words)
 
     def check(self, vocab_size: int, positions: int | None = None) -> None:
         """Raise ValueError for ids and positions that the model has no embedding for, and for an empty input."""
         if not self.input_ids:
             raise ValueError("input_ids is empty; expected at least one token")
-        ids = [*self.input_ids, *([] if self.start_id is None else [self.start_id])]
+        ids = [*self.input_ids, *self.before]
         if min(ids) < 0 or max(ids) >= vocab_size:
             wrong = next(i for i in ids if not 0 <= i < vocab_size)
             raise ValueError(f"token id {wrong} is outside the vocabulary; expected 0 to {vocab_size - 1}")
@@ -66,20 +71,57 @@ class Row:
                 f"a prompt of {len(self.input_ids)} tokens and {self.max_output_len} more take "
                 f"{len(self.input_ids) + self.max_output_len} positions; this model has {positions}"
             )
+        beams = self.sampling.beam_width
+        if beams > 1 and 2 * beams > vocab_size:
+            raise ValueError(f"beam_width is {beams}; expected at most {vocab_size // 2}, half of the vocabulary")
+        if beams > 1 and self.sampling.stop_words and self.end_id >= vocab_size:
+            raise ValueError("stop words end a beam with the end token; give an end_id, or beam_width 1")
+        processors(self.sampling, Rules(), len(self.before), self.end_id, vocab_size)
+
+
+@dataclass
+class Answer:
+    """What a row, or one of its beams, has got; grows while it is generated.
+
+    Args:
+        ids: the generated ones, without a decoder's prompt; the last one is the end id if that was reached.
+        log_probs: of each id, as the backend gives them. tokens: the same with what else is known of each.
+        cum_log_prob: the sum of the ids' own log-probs.
+    """
+
+    tokens: list[Token] = field(default_factory=list)
+
+    @property
+    def ids(self) -> list[int]:
+        return [token.id for token in self.tokens]
+
+    @property
+    def log_probs(self) -> list[float]:
+        return [token.log_prob for token in self.tokens]
+
+    @property
+    def cum_log_prob(self) -> float:
+        return sum(token.cum for token in self.tokens)
+
+
+Listener = Callable[[Answer], bool]  # is told what there is after each token, says whether to go on
 
 
 @torch.inference_mode()
-def greedy(model: GenerationMixin, rows: Sequence[Row], listen: Listener | None = None) -> list[list[int]]:
-    """The most probable token at each step, for every row as if it were alone.
+def generate(
+    model: PreTrainedModel, rows: Sequence[Row], rules: Rules, listen: Listener | None = None
+) -> list[list[Answer]]:
+    """What each row asks for, as if it were alone.
 
     Args:
         model: in eval mode. Its own generation settings are not used.
         rows: may differ in everything; with `listen` there is one.
-        listen: called with each id as soon as it is generated, the end id included. The row ends when it says False.
+        rules: of the backend that this stands in for.
+        listen: called as soon as there is a token, the end id included; of several beams with the best one that still
+            runs. The row ends when it says False.
 
     Returns:
-        per row its generated ids, at most `max_output_len`, without a decoder's prompt; the last one is the end id if
-        that was reached.
+        per row its beams, best first, or the only answer; each at most `max_output_len` long.
 
     Raises:
         ValueError: a row that `Row.check` refuses.
@@ -87,16 +129,21 @@ def greedy(model: GenerationMixin, rows: Sequence[Row], listen: Listener | None 
     vocab_size, positions = model.get_input_embeddings().num_embeddings, most_positions(model)
     for row in rows:
         row.check(vocab_size, positions)
-    # `generate` fills what a config leaves open from the model's own, so that one has to be empty; the copy is shallow
-    # and shares the weights.
-    plain = copy.copy(model)
-    plain.generation_config = GenerationConfig()
-    stop = StoppingCriteriaList([_Heard(listen)] if listen else [])
     if listen and len(rows) != 1:
         raise ValueError(f"expected one row to listen to, found {len(rows)}")
-    if model.config.is_encoder_decoder:
-        return _with_encoder(plain, rows, stop)
-    return [_decoder_alone(plain, row, stop) for row in rows]
+    answers: list[list[Answer]] = [[Answer()] * row.sampling.beam_width for row in rows]
+    together = [i for i, row in enumerate(rows) if row.max_output_len and row.sampling.beam_width == 1]
+    # Padding behind an encoder's input changes nothing, so those rows are one batch. Padding before a decoder's prompt
+    # would have to be taken out of positions and ALiBi again, so each goes alone: slower, and exactly what it gives.
+    groups = [together] if model.config.is_encoder_decoder and together else [[i] for i in together]
+    for group in groups:
+        found = _choose(model, [rows[i] for i in group], rules, vocab_size, listen)
+        for i, answer in zip(group, found, strict=True):
+            answers[i] = [answer]
+    for i, row in enumerate(rows):
+        if row.max_output_len and row.sampling.beam_width > 1:
+            answers[i] = _beams(model, row, rules, vocab_size, listen)
+    return answers
 
 
 # Where a position is a row of a table, learned (GPT-2, OPT) or made once (GPT-J, whose FasterTransformer has none), the
@@ -104,7 +151,7 @@ def greedy(model: GenerationMixin, rows: Sequence[Row], listen: Listener | None 
 TABLES = {"gpt2": "n_positions", "opt": "max_position_embeddings", "gptj": "n_positions"}
 
 
-def most_positions(model: GenerationMixin) -> int | None:
+def most_positions(model: PreTrainedModel) -> int | None:
     """How long prompt and output may be together; None where there is no end.
 
     FasterTransformer only logs that its table is too short, and goes on (models/multi_gpu_gpt/ParallelGpt.cc).
@@ -113,216 +160,86 @@ def most_positions(model: GenerationMixin) -> int | None:
     return int(getattr(model.config, key)) if key else None
 
 
-class _EachRowEnds(StoppingCriteria):  # type: ignore[misc]  # transformers' base class is untyped
-    """A row is done when it has its own end token or its own number of tokens."""
+class _Network:
+    """A model that is asked for the next token's logits, with the cache of what it has seen."""
 
-    def __init__(self, rows: Sequence[Row]) -> None:
-        self.end_ids = torch.tensor([row.end_id for row in rows])
-        self.lengths = torch.tensor([row.max_output_len for row in rows])
+    def __init__(self, model: PreTrainedModel, rows: Sequence[Row], copies: int = 1) -> None:
+        """Encode all rows; `copies` is how many beams each gets.
 
-    def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
-        """[rows, 1 + generated] -> bool [rows]. The start token is the first column."""
-        return (input_ids[:, -1] == self.end_ids) | (input_ids.shape[1] - 1 >= self.lengths)
+        Rows of a decoder alone are of one length.
+        """
+        self.model, self.encoded = model, {}
+        self.has_encoder = bool(model.config.is_encoder_decoder)
+        # without a config a cache keeps all it is given, also of layers that look back only so far: they are masked
+        self.cache: Any = DynamicCache()
+        if self.has_encoder:
+            self.cache = EncoderDecoderCache(self.cache, DynamicCache())
+            longest = max(len(row.input_ids) for row in rows)
+            input_ids = torch.zeros(len(rows), longest, dtype=torch.long)  # what is in the padding is never looked at
+            mask = torch.zeros_like(input_ids)
+            for i, row in enumerate(rows):
+                input_ids[i, : len(row.input_ids)] = torch.tensor(row.input_ids)
+                mask[i, : len(row.input_ids)] = 1
+            states = model.get_encoder()(input_ids=input_ids, attention_mask=mask).last_hidden_state
+            self.encoded = {
+                "encoder_outputs": BaseModelOutput(last_hidden_state=states.repeat_interleave(copies, 0)),
+                "attention_mask": mask.repeat_interleave(copies, 0),
+            }
 
+    def __call__(self, ids: torch.Tensor) -> torch.Tensor:
+        """[rows, all ids so far] -> [rows, vocabulary]; only what the cache has not seen is looked at."""
+        new = ids[:, self.cache.get_seq_length() :]
+        if self.has_encoder:
+            given = {"decoder_input_ids": new, **self.encoded}
+        else:
+            given = {"input_ids": new, "attention_mask": torch.ones_like(ids)}
+        logits: torch.Tensor = self.model(**given, past_key_values=self.cache, use_cache=True).logits
+        return logits[:, -1].float()
 
-class _Heard(StoppingCriteria):  # type: ignore[misc]
-    """Passes on what the only row has got; the row is done when nobody wants more."""
-
-    def __init__(self, listen: Listener) -> None:
-        self.listen = listen
-
-    def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
-        """[1, all ids so far] -> bool [1]. Asked once after each step."""
-        return torch.tensor([not self.listen(int(input_ids[0, -1]))])
-
-
-def _with_encoder(plain: GenerationMixin, rows: Sequence[Row], stop: StoppingCriteriaList) -> list[list[int]]:
-    """All rows as one batch: padding behind an encoder's input changes nothing."""
-    steps = max((row.max_output_len for row in rows), default=0)
-    if steps == 0:
-        return [[] for _ in rows]
-    longest = max(len(row.input_ids) for row in rows)
-    input_ids = torch.zeros(len(rows), longest, dtype=torch.long)  # what stands in the padding is never looked at
-    mask = torch.zeros_like(input_ids)
-    for i, row in enumerate(rows):
-        input_ids[i, : len(row.input_ids)] = torch.tensor(row.input_ids)
-        mask[i, : len(row.input_ids)] = 1
-    config = GenerationConfig(
-        do_sample=False,
-        num_beams=1,
-        max_new_tokens=steps,
-        decoder_start_token_id=[row.start_id for row in rows],
-        pad_token_id=0,
-    )
-    # `generate` would make a cache of as many layers as T5's *encoder* has; one without a config grows as needed.
-    cache = EncoderDecoderCache(DynamicCache(), DynamicCache())
-    # [rows, 1 + steps]; a row that is done goes on with whatever comes until all are
-    output = plain.generate(
-        input_ids,
-        attention_mask=mask,
-        generation_config=config,
-        stopping_criteria=StoppingCriteriaList([*stop, _EachRowEnds(rows)]),
-        past_key_values=cache,
-    )
-    return [
-        _until_end(ids[1 : 1 + row.max_output_len], row.end_id) for ids, row in zip(output.tolist(), rows, strict=True)
-    ]
+    def reorder(self, parents: torch.Tensor) -> None:
+        """Row i goes on from what row parents[i] has seen."""
+        self.cache.reorder_cache(parents)
 
 
-def _until_end(ids: list[int], end_id: int) -> list[int]:
-    return ids[: ids.index(end_id) + 1] if end_id in ids else ids
+def _choose(
+    model: PreTrainedModel, rows: Sequence[Row], rules: Rules, vocab_size: int, listen: Listener | None
+) -> list[Answer]:
+    """All rows step by step until each has ended; one that has goes on with whatever comes."""
+    network, answers = _Network(model, rows), [Answer() for _ in rows]
+    chains = [processors(row.sampling, rules, len(row.before), row.end_id, vocab_size) for row in rows]
+    choices = [Choice(row.sampling, rules) for row in rows]
+    ids, running = torch.tensor([row.before for row in rows]), [True] * len(rows)
+    while any(running):
+        logits = network(ids)
+        chosen = logits.argmax(1)
+        for i in range(len(rows)):
+            if running[i]:
+                scores = chains[i](ids[i : i + 1], logits[i : i + 1].clone())[0] if chains[i] else logits[i]
+                answers[i].tokens.append(choices[i](logits[i], scores))
+                chosen[i] = answers[i].tokens[-1].id
+        ids = torch.cat([ids, chosen[:, None]], 1)
+        for i, row in enumerate(rows):
+            if running[i]:
+                ended = answers[i].ids[-1] == row.end_id or len(answers[i].tokens) >= row.max_output_len
+                running[i] = not ended and not row.stopped(answers[i].ids)
+        if listen and not listen(answers[0]):
+            running = [False]
+    return answers
 
 
-def _decoder_alone(plain: GenerationMixin, row: Row, stop: StoppingCriteriaList) -> list[int]:
-    """One row by itself: prompts of unequal lengths need no padding then, which positions and ALiBi would have to skip.
+def _beams(model: PreTrainedModel, row: Row, rules: Rules, vocab_size: int, listen: Listener | None) -> list[Answer]:
+    """One row by itself."""
+    network = _Network(model, [row], row.sampling.beam_width)
+    chain = processors(row.sampling, rules, len(row.before), row.end_id, vocab_size)
 
-    Slower than a batch, and exactly what the row gives alone.
-    """
-    if row.max_output_len == 0:
-        return []
-    config = GenerationConfig(
-        do_sample=False, num_beams=1, max_new_tokens=row.max_output_len, eos_token_id=row.end_id, pad_token_id=0
-    )
-    prompt = torch.tensor([row.input_ids])
-    output = plain.generate(
-        prompt, attention_mask=torch.ones_like(prompt), generation_config=config, stopping_criteria=stop
-    )
-    return list(output[0, prompt.shape[1] :].tolist())
+    def step(ids: torch.Tensor, parents: torch.Tensor | None) -> torch.Tensor:
+        if parents is not None:
+            network.reorder(parents)
+        logits = network(ids)
+        return chain(ids, logits) if chain else logits
 
+    def going(tokens: list[Token]) -> bool:
+        return listen is None or listen(Answer(tokens))
 
-def pad_outputs(
-    generated: Sequence[Sequence[int]], rows: Sequence[Row], dtype: npt.DTypeLike = np.int32
-) -> tuple[Array, Array]:
-    """Generated ids as FasterTransformer's T5 returns them: output_ids [batch, 1, max_output_len], lengths [batch, 1].
-
-    The lengths are its output sequence_length, where the end token counts: a length grows while its row had not
-    finished before the step (FasterTransformer, kernels/sampling_topk_kernels.cu). A finished row goes on with end ids
-    until the whole batch has finished; the tensor was zero before, and stays so from there (models/t5/T5Decoding.cc).
-    Where the rows differ in max_output_len, FasterTransformer takes the first one's for all of them
-    (triton_backend/t5/T5TritonModelInstance.cc); here each row has its own, and the tensor is as long as the largest.
-    """
-    shape = (len(rows), 1, max((row.max_output_len for row in rows), default=0))
-    output_ids = np.zeros(shape, dtype)
-    lengths = np.array([[len(ids)] for ids in generated], dtype).reshape(len(rows), 1)
-    finished = lengths.max(initial=0)
-    for out, ids, row in zip(output_ids[:, 0], generated, rows, strict=True):
-        out[:finished] = row.end_id
-        out[: len(ids)] = ids
-    return output_ids, lengths
-
-
-def join_outputs(
-    generated: Sequence[Sequence[int]], rows: Sequence[Row], width: int, dtype: npt.DTypeLike = np.uint32
-) -> tuple[Array, Array]:
-    """Prompts and generated ids as FasterTransformer's decoders return them.
-
-    Args:
-        width: of the request's input_ids, padding included.
-
-    Returns:
-        output_ids [batch, 1, width + largest max_output_len]: per row its prompt, its generated ids right behind it
-        (the padding of input_ids is taken out), then end ids as far as the tensor goes (FasterTransformer,
-        kernels/decoding_kernels.cu, gatherTree).
-        lengths [batch, 1] of prompt and generated ids, the end token included, as sequence_length is documented
-        (fastertransformer_backend, docs/gpt_guide.md). Going by its source, gatherTree counts the padding, too: the
-        row of a shorter prompt then seems to hold that many more end ids. For one without padding both are the same.
-    """
-    output_ids = np.empty((len(rows), 1, width + max((row.max_output_len for row in rows), default=0)), dtype)
-    lengths = np.empty((len(rows), 1), dtype)
-    for out, length, ids, row in zip(output_ids[:, 0], lengths, generated, rows, strict=True):
-        whole = [*row.input_ids, *ids]
-        out[:] = row.end_id
-        out[: len(whole)] = whole
-        length[:] = len(whole)
-    return output_ids, lengths
-
-
-@dataclass(frozen=True)
-class Neutral:
-    """Which values of an optional input change nothing about greedy decoding."""
-
-    holds: Callable[[Array], bool]
-    description: str
-
-
-def only(*values: float) -> Neutral:
-    """These values and no others; NaN equals none of them."""
-    return Neutral(lambda array: bool(np.isin(array, values).all()), " or ".join(map(str, values)))
-
-
-ANY = Neutral(lambda array: bool((array == array).all()), "any number")  # NaN differs from itself
-EMPTY = Neutral(lambda array: array.size == 0, "an empty tensor")
-# [..., 2, n]: token ids above, the offset where each word ends below; -1 is no word
-NO_WORDS = Neutral(lambda array: bool((array[..., 1, :] == -1).all()), "no words, [[0], [-1]]")
-
-# The optional inputs of the FasterTransformer backend. What is not here has no neutral value (prompt and adapter
-# inputs). Defaults and meaning: FasterTransformer, layers/sampling_layers/{TopKSamplingLayer.cu,BaseSamplingLayer.cc}.
-NEUTRAL: Mapping[str, Neutral] = {
-    "runtime_top_k": only(0, 1),  # 0, also the default, is 1 as long as top_p is 0
-    "runtime_top_p": only(0.0),  # with top_k 0, its default, 1.0 would sample from the whole vocabulary
-    "beam_width": only(1),
-    "temperature": only(1.0),
-    "len_penalty": only(0.0, 1.0),  # two conventions of saying none; beam search alone looks at it
-    "repetition_penalty": only(1.0),
-    "presence_penalty": only(0.0),
-    "min_length": only(0),
-    "beam_search_diversity_rate": only(0.0),
-    "is_return_log_probs": only(False),
-    "is_return_context_embeddings": only(False),
-    "bad_words_list": NO_WORDS,
-    "stop_words_list": NO_WORDS,
-    # these steer sampling, and greedy decoding does not sample
-    "random_seed": ANY,
-    "top_p_decay": ANY,
-    "top_p_min": ANY,
-    "top_p_reset_ids": ANY,
-}
-# The same of the TensorRT-LLM backend (NVIDIA/TensorRT-LLM, triton_backend/inflight_batcher_llm/src/utils.cc,
-# createRequestsFromInputTensors; cpp/tensorrt_llm/layers/defaultDecodingParams.h).
-SHARED = (
-    *("runtime_top_k", "runtime_top_p", "beam_width", "temperature", "len_penalty", "repetition_penalty"),
-    *("presence_penalty", "beam_search_diversity_rate", "bad_words_list", "stop_words_list"),
-)
-TENSORRT_LLM: Mapping[str, Neutral] = {
-    **{name: NEUTRAL[name] for name in SHARED},
-    "frequency_penalty": only(0.0),
-    "min_tokens": only(0),  # 1 already forbids the end token in the first step
-    "num_return_sequences": only(1),
-    "return_log_probs": only(False),
-    "return_context_logits": only(False),
-    "return_generation_logits": only(False),
-    "return_perf_metrics": only(False),
-    "stop": only(False),
-    # what the preprocessing model sends when it was given none
-    "embedding_bias": EMPTY,
-    "prompt_table_extra_ids": EMPTY,
-    # sampling and beam search alone look at these
-    "seed": ANY,
-    "runtime_top_p_min": ANY,
-    "runtime_top_p_decay": ANY,
-    "runtime_top_p_reset_ids": ANY,
-    "early_stopping": ANY,
-}
-
-
-def refuse_unsupported(inputs: Mapping[str, Array], neutral: Mapping[str, Neutral] = NEUTRAL) -> None:
-    """Refuse what a request asks for and greedy decoding does not give.
-
-    Args:
-        inputs: the optional inputs that a request has, by name, and that the backend does not handle itself.
-        neutral: per name the values that may be given all the same.
-
-    Raises:
-        ValueError: with one line per input that is not neutral, or not in the table.
-    """
-    problems = []
-    for name, array in inputs.items():
-        if name not in neutral:
-            problems.append(f"input '{name}' is not supported yet; leave it out")
-        elif not neutral[name].holds(array):
-            problems.append(
-                f"input '{name}' is {array.tolist()}; only greedy decoding is supported for now, which takes "
-                f"{neutral[name].description}"
-            )
-    if problems:
-        raise ValueError("\n".join(problems))
+    found = beam_search.search(step, row.before, row.max_output_len, row.end_id, row.sampling, rules, going)
+    return [Answer(tokens) for tokens in found]

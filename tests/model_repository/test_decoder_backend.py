@@ -217,7 +217,7 @@ def test_padding_may_be_wider_than_any_prompt(client: Any, networks: Any, name: 
         ("gptj", {"request_output_len": np.ones((3, 2), np.uint32)}, "request_output_len has 6 values"),
         ("bloom", {"request_output_len": 1 << 20}, "1048576 output tokens"),
         ("bloom", {"input_ids": np.full((3, 8), 29, np.uint32)}, "29 is outside the vocabulary"),
-        ("gptneox", {"runtime_top_k": 40}, "'runtime_top_k'"),
+        ("gptneox", {"runtime_top_k": 2000}, "'runtime_top_k'"),
         ("gptj", {"prompt_learning_task_name_ids": 0}, "'prompt_learning_task_name_ids'"),
         ("opt", {"is_return_context_embeddings": np.ones((3, 1), bool)}, "'is_return_context_embeddings'"),
         ("opt", {"request_prompt_lengths": 2}, "'request_prompt_lengths'"),

@@ -97,16 +97,15 @@ def test_start_id_end_id_and_length_are_honoured_per_row(client: Any, repository
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        ("runtime_top_k", np.uint32(40)),
-        ("runtime_top_p", np.float32(0.9)),
-        ("temperature", np.float32(0.5)),
-        ("beam_width", np.uint32(4)),
-        ("repetition_penalty", np.float32(1.2)),
-        ("is_return_log_probs", np.bool_(True)),
-        ("stop_words_list", np.array([[[7], [1]]] * 3, np.int32)),
+        ("runtime_top_k", np.uint32(4000)),
+        ("runtime_top_p", np.float32(1.5)),
+        ("temperature", np.float32(-0.5)),
+        ("beam_width", np.array([[2], [1], [2]], np.uint32)),
+        ("repetition_penalty", np.float32(0)),
+        ("stop_words_list", np.array([[[7], [2]]] * 3, np.int32)),
     ],
 )
-def test_what_is_not_supported_is_refused_by_name(client: Any, name: str, value: Any) -> None:
+def test_what_makes_no_sense_is_refused_by_name(client: Any, name: str, value: Any) -> None:
     with pytest.raises(triton.InferenceServerException, match=f"'{name}'"):
         infer(client, "four", PROMPTS, **{name: value})
 

@@ -10,17 +10,25 @@ import pytest
 import torch
 from transformers import GenerationConfig, GPT2Config, GPT2LMHeadModel, T5Config, T5ForConditionalGeneration
 
-from model_repository.backends.generation import (
-    NEUTRAL,
-    TENSORRT_LLM,
-    Row,
-    greedy,
-    join_outputs,
-    pad_outputs,
-    refuse_unsupported,
-)
+from model_repository.backends.generation import Answer, Row, generate
+from model_repository.backends.inputs import FASTERTRANSFORMER, TENSORRT_LLM, samplings
+from model_repository.backends.outputs import join_outputs, pad_outputs
+from model_repository.backends.sampling import Rules, Sampling, Token
 
 VOCABULARY = 97
+
+
+def greedy(model: Any, rows: list[Row], listen: Any = None) -> list[list[int]]:
+    """The ids of each row's only answer."""
+    heard = None if listen is None else (lambda answer: listen(answer.ids[-1]))
+    answers = generate(model, rows, Rules(), heard)
+    assert [len(row) for row in answers] == [1] * len(rows)
+    return [answer.ids for (answer,) in answers]
+
+
+def answered(*ids: list[int]) -> list[list[Answer]]:
+    """An answer per row with these ids."""
+    return [[Answer([Token(id, 0.0, 0.0) for id in row])] for row in ids]
 
 
 def tiny_t5(encoder_layers: int = 2, decoder_layers: int = 2) -> T5ForConditionalGeneration:
@@ -166,12 +174,12 @@ def test_outputs_are_padded_as_fastertransformer_does() -> None:
         return Row([2], max_output_len, start_id=0, end_id=end_id)
 
     # the first reached its end, the second its limit, the third generated nothing
-    ids, lengths = pad_outputs([[5, 1], [6, 7, 8], []], [row(5, 1), row(3, 9), row(0, 4)])
+    ids, lengths = pad_outputs(answered([5, 1], [6, 7, 8], []), [row(5, 1), row(3, 9), row(0, 4)])
     # end ids as far as the longest row goes, and zeros up to the largest max_output_len
     assert ids.tolist() == [[[5, 1, 1, 0, 0]], [[6, 7, 8, 0, 0]], [[4, 4, 4, 0, 0]]]
     assert lengths.tolist() == [[2], [3], [0]]
     assert ids.dtype == lengths.dtype == np.int32
-    ids, lengths = pad_outputs([[5, 1]], [row(2, 1)], np.uint32)
+    ids, lengths = pad_outputs(answered([5, 1]), [row(2, 1)], np.uint32)
     assert ids.dtype == lengths.dtype == np.uint32
     assert [array.shape for array in pad_outputs([], [])] == [(0, 1, 0), (0, 1)]
 
@@ -182,7 +190,7 @@ def test_decoders_outputs_are_joined_as_fastertransformer_does() -> None:
 
     # four wide, one column of padding for all; the answer stands right behind the prompt, end ids behind it
     batch = [row([4, 5, 6], 1, 1), row([7], 3, 9), row([8, 8], 0, 2)]
-    ids, lengths = join_outputs([[3], [5, 9], []], batch, width=4)
+    ids, lengths = join_outputs(answered([3], [5, 9], []), batch, width=4)
     assert ids.tolist() == [[[4, 5, 6, 3, 1, 1, 1]], [[7, 5, 9, 9, 9, 9, 9]], [[8, 8, 2, 2, 2, 2, 2]]]
     assert lengths.tolist() == [[4], [3], [2]]
     assert ids.dtype == lengths.dtype == np.uint32
@@ -241,75 +249,89 @@ def test_a_listener_hears_each_token_once_and_may_end_the_row(build: Any) -> Non
 NAN = float("nan")
 
 
-# name, neutral values, refused values
-CASES: list[tuple[str, list[Any], list[Any]]] = [
-    ("runtime_top_k", [0, 1], [2]),
-    ("runtime_top_p", [0.0], [0.9, 1.0, NAN]),
-    ("beam_width", [1], [0, 2]),
-    ("temperature", [1.0], [0.7, 0.0, NAN]),
-    ("len_penalty", [0.0, 1.0], [0.5, NAN]),
-    ("repetition_penalty", [1.0], [1.2, NAN]),
-    ("presence_penalty", [0.0], [0.1, NAN]),
-    ("min_length", [0], [3]),
-    ("beam_search_diversity_rate", [0.0], [0.5, NAN]),
-    ("is_return_log_probs", [False], [True]),
-    ("is_return_context_embeddings", [False], [True]),
-    ("bad_words_list", [[[0], [-1]], [[0, 0], [-1, -1]]], [[[5], [1]], [[5, 0], [1, -1]], [[0], [0]]]),
-    ("stop_words_list", [[[0], [-1]], [[7, 0], [-1, -1]]], [[[5], [1]], [[5, 6], [-1, 2]]]),
-    ("random_seed", [0, 2**63], []),
-    ("top_p_decay", [0.5], [NAN]),
-    ("top_p_min", [1e-6], [NAN]),
-    ("top_p_reset_ids", [3], []),
+# name; pairs of a row's value and what Sampling then says; values that are refused
+CASES: list[tuple[str, list[tuple[Any, dict[str, Any]]], list[Any]]] = [
+    ("runtime_top_k", [(0, {"top_k": 0}), (7, {"top_k": 7})], [-1, 1025]),
+    ("runtime_top_p", [(0.0, {"top_p": 0.0}), (0.5, {"top_p": 0.5})], [-0.5, 1.5, NAN]),
+    ("beam_width", [(1, {"beam_width": 1}), (4, {"beam_width": 4})], [0]),
+    ("temperature", [(0.5, {"temperature": 0.5}), (0.0, {"temperature": 0.0})], [-1.0, NAN, float("inf")]),
+    ("len_penalty", [(0.5, {"len_penalty": 0.5})], [-1.0, NAN]),
+    ("repetition_penalty", [(1.5, {"repetition_penalty": 1.5})], [0.0, NAN]),
+    ("presence_penalty", [(-0.5, {"presence_penalty": -0.5})], [NAN]),
+    ("beam_search_diversity_rate", [(0.5, {"beam_search_diversity_rate": 0.5})], [-0.5, NAN]),
+    (
+        "bad_words_list",
+        [
+            ([[0], [-1]], {"bad_words": ()}),
+            ([[5, 6, 7, 0], [1, 3, -1, -1]], {"bad_words": ((5,), (6, 7))}),
+        ],
+        [[[5], [2]], [[5, 6], [2, 1]], [[5], [0]]],
+    ),
+    ("stop_words_list", [([[5, 6], [2, -1]], {"stop_words": ((5, 6),)})], [[[5], [2]]]),
+]
+OF_FASTERTRANSFORMER: list[tuple[str, list[tuple[Any, dict[str, Any]]], list[Any]]] = [
+    ("random_seed", [(2**63, {"seed": 2**63})], []),
+    ("top_p_decay", [(0.5, {"top_p_decay": 0.5})], [0.0, 1.5, NAN]),
+    ("top_p_min", [(0.25, {"top_p_min": 0.25})], [0.0, 1.5]),
+    ("top_p_reset_ids", [(3, {"top_p_reset_id": 3})], []),
+    ("min_length", [(3, {"min_length": 3})], [-1]),
+    ("is_return_log_probs", [(True, {})], []),
+    ("is_return_context_embeddings", [(False, {})], [True]),
     ("ia3_tasks", [], [0]),  # has no row in the table
 ]
-# what the TensorRT-LLM backend has beside, or under another name
-TENSORRT_LLM_CASES: list[tuple[str, list[Any], list[Any]]] = [
-    ("frequency_penalty", [0.0], [0.1, NAN]),
-    ("min_tokens", [0], [1]),
-    ("num_return_sequences", [1], [0, 2]),
-    ("return_log_probs", [False], [True]),
-    ("return_context_logits", [False], [True]),
-    ("return_generation_logits", [False], [True]),
-    ("return_perf_metrics", [False], [True]),
-    ("stop", [False], [True]),
-    ("embedding_bias", [[]], [[0.0]]),
-    ("prompt_table_extra_ids", [[]], [[0]]),
-    ("seed", [0, 2**63], []),
-    ("runtime_top_p_min", [1e-6], [NAN]),
-    ("runtime_top_p_decay", [0.5], [NAN]),
-    ("runtime_top_p_reset_ids", [3], []),
-    ("early_stopping", [False, True], []),
+OF_TENSORRT_LLM: list[tuple[str, list[tuple[Any, dict[str, Any]]], list[Any]]] = [
+    ("seed", [(2**63, {"seed": 2**63})], []),
+    ("runtime_top_p_decay", [(0.5, {"top_p_decay": 0.5})], [0.0, 1.5, NAN]),
+    ("runtime_top_p_min", [(0.25, {"top_p_min": 0.25})], [-0.5, 1.5]),
+    ("runtime_top_p_reset_ids", [(3, {"top_p_reset_id": 3})], [-1]),
+    ("frequency_penalty", [(0.5, {"frequency_penalty": 0.5})], [NAN]),
+    ("min_tokens", [(3, {"min_length": 3})], [-1]),
+    ("early_stopping", [(False, {"early_stopping": False})], []),
+    ("return_log_probs", [(True, {})], []),
+    ("num_return_sequences", [(1, {})], [0, 2]),
+    ("return_context_logits", [(False, {})], [True]),
+    ("return_generation_logits", [(False, {})], [True]),
+    ("return_perf_metrics", [(False, {})], [True]),
+    ("stop", [(False, {})], [True]),
+    ("embedding_bias", [([], {})], [[0.0]]),
+    ("prompt_table_extra_ids", [([], {})], [[0]]),
     ("lora_task_id", [], [0]),
 ]
-SHARED_CASES = [case for case in CASES if case[0] in TENSORRT_LLM]
-TABLES = [(NEUTRAL, CASES), (TENSORRT_LLM, SHARED_CASES + TENSORRT_LLM_CASES)]
+TABLES = [(FASTERTRANSFORMER, CASES + OF_FASTERTRANSFORMER), (TENSORRT_LLM, CASES + OF_TENSORRT_LLM)]
 
 
 @pytest.mark.parametrize(
-    ("table", "name", "neutral", "refused"), [(table, *case) for table, cases in TABLES for case in cases]
+    ("table", "name", "taken", "refused"), [(table, *case) for table, cases in TABLES for case in cases]
 )
-def test_what_is_not_greedy_is_refused_by_name(table: Any, name: str, neutral: list[Any], refused: list[Any]) -> None:
-    for value in neutral:
-        refuse_unsupported({name: np.array([value, value])}, table)
+def test_each_input_is_read_or_refused_by_name(table: Any, name: str, taken: Any, refused: list[Any]) -> None:
+    for value, fields in taken:
+        assert samplings({name: np.array([value])}, table, 1) == [Sampling(**fields)]
     for value in refused:
         with pytest.raises(ValueError, match=f"^input '{name}' is "):
-            refuse_unsupported({name: np.array([value])}, table)
-        if neutral and np.size(neutral[0]):  # one row of a batch is enough
-            batch = np.array([np.broadcast_to(neutral[0], np.shape(value)), value])
-            with pytest.raises(ValueError, match=name):
-                refuse_unsupported({name: batch}, table)
+            samplings({name: np.array([value])}, table, 1)
+        for good, _ in taken:
+            if np.shape(good) == np.shape(value):  # one row of a batch is enough
+                with pytest.raises(ValueError, match=name):
+                    samplings({name: np.array([good, value])}, table, 2)
+
+
+def test_each_row_has_values_of_its_own() -> None:
+    inputs = {"runtime_top_k": np.array([[3], [0]]), "temperature": np.array([0.5, 1.0])}  # with and without a reshape
+    assert samplings(inputs, FASTERTRANSFORMER, 2) == [Sampling(top_k=3, temperature=0.5), Sampling()]
+    with pytest.raises(ValueError, match="'temperature' has 2 rows; expected one per sequence, 3"):
+        samplings(inputs, FASTERTRANSFORMER, 3)
 
 
 def test_every_refused_input_is_named_at_once_with_its_value() -> None:
-    inputs = {"beam_width": np.array([4]), "temperature": np.array([1.0]), "runtime_top_k": np.array([1, 50])}
+    inputs = {"beam_width": np.array([0]), "temperature": np.array([1.0]), "ia3_tasks": np.array([1])}
     with pytest.raises(ValueError, match="beam_width") as caught:
-        refuse_unsupported(inputs)
+        samplings(inputs, FASTERTRANSFORMER, 1)
     assert str(caught.value).splitlines() == [
-        "input 'beam_width' is [4]; only greedy decoding is supported for now, which takes 1",
-        "input 'runtime_top_k' is [1, 50]; only greedy decoding is supported for now, which takes 0 or 1",
+        "input 'beam_width' is [0]; supported is at least 1",
+        "input 'ia3_tasks' is not supported yet; leave it out",
     ]
 
 
-def test_the_table_is_tested_completely() -> None:
+def test_the_tables_are_tested_completely() -> None:
     for table, cases in TABLES:
         assert {name for name, _, _ in cases} - {"ia3_tasks", "lora_task_id"} == set(table)

@@ -14,6 +14,7 @@ from conftest import ftconvert, logits
 
 from converter.formats import open_any
 from model_repository.backends import generation, reference
+from model_repository.backends.sampling import Rules
 
 CASES: dict[str, tuple[Any, dict[str, Any]]] = {
     "gpt2": (tiny.gpt2, {}),
@@ -79,11 +80,11 @@ def test_models_with_rotary_positions(case: str, tmp_path: Path) -> None:
         if "dynamic" in case:  # the longer the text, the slower all positions turn: cached keys are those of before
             return
         ids = tokens[0].tolist()
-        (found,) = generation.greedy(loaded, [generation.Row(ids, 9, None, 99)])
-        for token in found:
+        ((answer,),) = generation.generate(loaded, [generation.Row(ids, 9, None, 99)], Rules())
+        for token in answer.ids:
             assert loaded(torch.tensor([ids]), use_cache=False).logits[0, -1].argmax() == token
             ids.append(token)
-    assert len(found) == 9
+    assert len(answer.ids) == 9
 
 
 def test_tables_that_no_file_holds_are_there(tmp_path: Path) -> None:

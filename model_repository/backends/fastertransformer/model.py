@@ -1,7 +1,7 @@
 """FasterTransformer's Triton backend, on a CPU: the same files, config.pbtxt, inputs and outputs.
 
     <version>/<tp>-gpu/*.bin ─> converter.formats.fastertransformer ─> transformers' model (reference.load)
-    request tensors ─> Row per sequence ─> generation.greedy ─> output_ids, sequence_length, ...
+    request tensors ─> Row per sequence ─> generation.generate ─> output_ids, sequence_length, ...
 
 Source of the tensors' meaning: triton-inference-server/fastertransformer_backend, src/libfastertransformer.cc.
 
@@ -62,23 +62,29 @@ class TritonPythonModel:
         return [self._answer(request) for request in requests]
 
     def _answer(self, request: Any) -> Any:
-        from model_repository.backends import generation
+        from model_repository.backends import generation, outputs, sampling
 
         try:
             given = {name: array for name in self.inputs if (array := _array(request, name)) is not None}
             rows = self._rows(given)
-            generated = generation.greedy(self.model, rows)
+            answers = generation.generate(self.model, rows, sampling.FASTERTRANSFORMER)
         except ValueError as error:
             return pb.InferenceResponse(error=pb.TritonError(str(error), pb.TritonError.INVALID_ARG))
         ids_dtype = self.dtypes["output_ids"]
         if self.has_encoder:
-            output_ids, lengths = generation.pad_outputs(generated, rows, ids_dtype)
+            output_ids, lengths = outputs.pad_outputs(answers, rows, ids_dtype)
         else:
-            output_ids, lengths = generation.join_outputs(generated, rows, given["input_ids"].shape[1], ids_dtype)
-        outputs = {"output_ids": output_ids, "sequence_length": lengths}
+            output_ids, lengths = outputs.join_outputs(answers, rows, given["input_ids"].shape[1], ids_dtype)
+        found = {"output_ids": output_ids, "sequence_length": lengths}
         if "response_input_lengths" in self.dtypes:
-            outputs["response_input_lengths"] = np.array([[len(row.input_ids)] for row in rows])
-        tensors = [pb.Tensor(name, array.astype(self.dtypes[name])) for name, array in outputs.items()]
+            found["response_input_lengths"] = np.array([[len(row.input_ids)] * lengths.shape[1] for row in rows])
+        # Without being asked the real one has no such tensors, also where a client lists them among its outputs. Like
+        # it (triton_backend/t5/T5TritonModelInstance.cc) this looks at the first row alone.
+        if "is_return_log_probs" in given and bool(given["is_return_log_probs"].flat[0]):
+            found["cum_log_probs"], found["output_log_probs"] = outputs.log_probs(answers, rows)
+        tensors = [
+            pb.Tensor(name, array.astype(self.dtypes[name])) for name, array in found.items() if name in self.dtypes
+        ]
         return pb.InferenceResponse(output_tensors=tensors)
 
     def _rows(self, given: dict[str, np.ndarray[Any, Any]]) -> list[Row]:
@@ -87,13 +93,19 @@ class TritonPythonModel:
         Raises:
             ValueError: an input that is not supported, or lengths that do not fit.
         """
-        from model_repository.backends.generation import Row, refuse_unsupported
+        from model_repository.backends import inputs
+        from model_repository.backends.generation import Row
 
         length, limit = ENCODER_INPUTS if self.has_encoder else DECODER_INPUTS
         handled = (*HANDLED, length, limit)
-        refuse_unsupported({name: array for name, array in given.items() if name not in handled})
         input_ids = given["input_ids"]
         batch, longest = input_ids.shape
+        optional = {name: array for name, array in given.items() if name not in handled}
+        samplings = inputs.samplings(optional, inputs.FASTERTRANSFORMER, batch)
+        if len({sampling.beam_width for sampling in samplings}) > 1:  # the real one takes the first row's for all
+            raise ValueError("input 'beam_width' differs from row to row; expected one for the whole request")
+        if {"repetition_penalty", "presence_penalty"} <= optional.keys():  # BaseSamplingLayer.cc
+            raise ValueError("inputs 'repetition_penalty' and 'presence_penalty' exclude each other; leave one out")
         lengths, steps = _numbers(given, length, batch), _numbers(given, limit, batch)
         start_ids: list[int | None] = [self.start_id] * batch
         if self.has_encoder and "start_id" in given:
@@ -102,8 +114,10 @@ class TritonPythonModel:
         if min(lengths) < 1 or max(lengths) > longest:
             raise ValueError(f"{length} is {lengths}; expected 1 to {longest}, the width of input_ids")
         return [
-            Row(ids[:count].tolist(), step, start_id, end_id)
-            for ids, count, step, start_id, end_id in zip(input_ids, lengths, steps, start_ids, end_ids, strict=True)
+            Row(ids[:count].tolist(), step, start_id, end_id, sampling)
+            for ids, count, step, start_id, end_id, sampling in zip(
+                input_ids, lengths, steps, start_ids, end_ids, samplings, strict=True
+            )
         ]
 
 

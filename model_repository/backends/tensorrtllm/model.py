@@ -1,8 +1,8 @@
 """TensorRT-LLM's Triton backend, on a CPU: the same config.pbtxt, inputs and outputs; the checkpoint is its engine.
 
     gpt_model_path, encoder_model_path ─> converter.formats ─> transformers' model (reference.load)
-    request ─> Ask per row ─> generation.greedy ─┬─> one response (decoupled: one per row)
-                                                 └─> streaming: one per token
+    request ─> Ask per row ─> generation.generate ─┬─> one response (decoupled: one per row)
+                                                   └─> streaming: one per token
 
 Source of what is taken and given: NVIDIA/TensorRT-LLM, triton_backend/inflight_batcher_llm/src/utils.cc
 (createRequestsFromInputTensors), model_instance_state.cc (fillTritonResponse), cpp/tensorrt_llm/batch_manager/
@@ -18,7 +18,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -31,7 +31,8 @@ from converter.manifest import MANIFEST
 from converter.storage import LocalStorage
 
 if TYPE_CHECKING:
-    from model_repository.backends.generation import Row
+    from model_repository.backends.generation import Answer, Row
+    from model_repository.backends.sampling import Sampling
 
 Given = Mapping[str, np.ndarray[Any, Any]]
 
@@ -53,7 +54,7 @@ class Ask:
         repeat: whether an answer in one piece begins with the prompt.
         stream: whether each token is sent by itself.
         also: further outputs, by name: batch_index, num_input_tokens.
-        count: whether num_output_tokens is one of them.
+        count: whether num_output_tokens is one of them. log_probs: whether cum_log_probs and output_log_probs are.
     """
 
     row: Row
@@ -62,6 +63,7 @@ class Ask:
     stream: bool
     also: Mapping[str, int]
     count: bool
+    log_probs: bool
 
 
 class TritonPythonModel:
@@ -75,7 +77,8 @@ class TritonPythonModel:
             weights = weights_folder(parameters)
             check_manifest(parameters, weights)
             checkpoint = open_weights(weights)
-            from model_repository.backends import reference  # torch, when it is known that there is something to load
+            # torch, when it is known that there is something to load
+            from model_repository.backends import reference, sampling
 
             self.model = reference.load(checkpoint)
         except FtconvertError as error:
@@ -83,6 +86,10 @@ class TritonPythonModel:
         self.has_encoder = bool(self.model.config.is_encoder_decoder)
         self.decoupled = bool(config["model_transaction_policy"]["decoupled"])
         self.excludes = parameters.get("exclude_input_in_output", "").lower() in ("true", "1")
+        self.most_beams = int(parameters.get("max_beam_width") or 1)
+        # model_instance_state.cc: normalize_log_probs is true where nobody says otherwise
+        normalized = parameters.get("normalize_log_probs", "true").lower() in ("true", "1")
+        self.rules = replace(sampling.TENSORRT_LLM, normalized=normalized)
         self.vocab_size = self.model.get_input_embeddings().num_embeddings
         self.inputs = [tensor["name"] for tensor in config["input"]]
 
@@ -104,30 +111,30 @@ class TritonPythonModel:
 
         The end token is never sent (cpp/tensorrt_llm/kernels/samplingTopKKernels.cu: the sequence length holds only
         what is to be put out). So a stream that it ended closes with a response without ids; one that was as long as it
-        may be closes with its last token.
+        may be, or that a stop word ended, closes with its last token.
         """
         from model_repository.backends import generation
 
-        row, sent = ask.row, 0
+        row, sent, closed = ask.row, 0, False
 
-        def send(ids: Sequence[int], final: bool) -> None:
+        def send(answers: Sequence[Answer], final: bool, front: Sequence[int] = (), since: int = 0) -> None:
             flags = pb.TRITONSERVER_RESPONSE_COMPLETE_FINAL if final and last else 0
-            sender.send(_response(ids, ask), flags)
+            sender.send(_response(answers, ask, front, since), flags)
 
-        def listen(id: int) -> bool:
-            nonlocal sent
+        def listen(answer: Answer) -> bool:
+            nonlocal sent, closed
             wanted = not request.is_cancelled()  # before the last response: after it Triton frees the request
-            if ask.stream and id != row.end_id:
+            if ask.stream and answer.ids[-1] != row.end_id:
                 sent += 1
-                send([id], final=sent == row.max_output_len)
+                closed = sent == row.max_output_len or row.stopped(answer.ids)
+                send([answer], final=closed, since=sent - 1)
             return wanted
 
-        ids = generation.greedy(self.model, [row], listen)[0]
-        ids = ids[:-1] if ids[-1] == row.end_id else ids
+        answers = generation.generate(self.model, [row], self.rules, listen)[0]
         if not ask.stream:
-            send([*ask.prompt, *ids] if ask.repeat else ids, final=True)
-        elif sent < row.max_output_len:
-            send([], final=True)
+            send(answers, final=True, front=ask.prompt if ask.repeat else ())
+        elif not closed:
+            send(answers, final=True, since=sent)
 
     def _asks(self, request: Any) -> list[Ask]:
         """What a request asks for, row by row.
@@ -135,23 +142,22 @@ class TritonPythonModel:
         Raises:
             ValueError: it cannot be answered, or something that it asks for is not supported.
         """
-        from model_repository.backends import generation
+        from model_repository.backends import generation, inputs
 
         given = {
             name: tensor.as_numpy()
             for name in self.inputs
             if (tensor := pb.get_input_tensor_by_name(request, name)) is not None
         }
-        handled = (*HANDLED, *(DECODER_START if self.has_encoder else ()))
-        generation.refuse_unsupported(
-            {name: array for name, array in given.items() if name not in handled}, generation.TENSORRT_LLM
-        )
         missing = [name for name in REQUIRED_OUTPUTS if name not in request.requested_output_names()]
         if missing:
             raise ValueError(f"{' and '.join(missing)} is not asked for; expected {' and '.join(REQUIRED_OUTPUTS)}")
         if "input_ids" not in given:
             raise ValueError("input_ids is missing; it is optional only for models that take features instead of ids")
         batch = len(given["input_ids"])
+        handled = (*HANDLED, *(DECODER_START if self.has_encoder else ()))
+        optional = {name: array for name, array in given.items() if name not in handled}
+        samplings = inputs.samplings(optional, inputs.TENSORRT_LLM, batch)
         streams = "streaming" in given and bool(given["streaming"].flat[0])  # the first row's, as utils.cc reads it
         if streams and not self.decoupled:
             raise ValueError(
@@ -163,12 +169,20 @@ class TritonPythonModel:
                 f"input_ids has {batch} rows, each of which is a response of its own, which needs a decoupled model; "
                 "send a request per row, or build the model with --decoupled"
             )
-        asks = self._rows(given, batch, streams)
+        beams = max(sampling.beam_width for sampling in samplings)
+        if beams > self.most_beams:
+            raise ValueError(
+                f"input 'beam_width' is {beams}; this model has max_beam_width {self.most_beams}: a parameter of its "
+                "config.pbtxt, and of the engine"
+            )
+        if streams and beams > 1:
+            raise ValueError("input 'beam_width' is not supported together with streaming yet; leave one out")
+        asks = self._rows(given, samplings, streams)
         for ask in asks:
             ask.row.check(self.vocab_size, generation.most_positions(self.model))
         return asks
 
-    def _rows(self, given: Given, batch: int, streams: bool) -> list[Ask]:
+    def _rows(self, given: Given, samplings: Sequence[Sampling], streams: bool) -> list[Ask]:
         """[batch, longest] ids and a number per row of everything else -> an Ask per row.
 
         Raises:
@@ -176,6 +190,7 @@ class TritonPythonModel:
         """
         from model_repository.backends.generation import Row
 
+        batch = len(samplings)
         lengths = _lengths(given, "input_ids", "input_lengths")
         limits = _numbers(given, "request_output_len", batch)
         if min(limits) < 1:
@@ -187,6 +202,7 @@ class TritonPythonModel:
         excludes = _numbers(given, "exclude_input_in_output", batch, self.excludes)
         counts_in = _numbers(given, "return_num_input_tokens", batch, False)
         counts_out = _numbers(given, "return_num_output_tokens", batch, False)
+        log_probs = _numbers(given, "return_log_probs", batch, False)
         asks = []
         for i, (ids, start) in enumerate(zip(given["input_ids"], starts, strict=True)):
             input_ids = ids[: lengths[i]].tolist()
@@ -195,8 +211,8 @@ class TritonPythonModel:
             end_id = self.vocab_size if ends[i] == -1 else ends[i]
             also = {"batch_index": i} if batch > 1 else {}
             also |= {"num_input_tokens": len(prompt)} if counts_in[i] else {}
-            row = Row(input_ids, limits[i], start, end_id)
-            asks.append(Ask(row, prompt, not excludes[i], streams, also, bool(counts_out[i])))
+            row = Row(input_ids, limits[i], start, end_id, samplings[i])
+            asks.append(Ask(row, prompt, not excludes[i], streams, also, bool(counts_out[i]), bool(log_probs[i])))
         return asks
 
 
@@ -310,15 +326,35 @@ def _numbers(given: Given, name: str, batch: int, default: int | None = None) ->
     return [int(value) for value in array.reshape(-1)]
 
 
-def _response(ids: Sequence[int], ask: Ask) -> Any:
-    """ids -> output_ids [1, beam, n], sequence_length [1, beam], and of the other outputs [1, 1] what was asked for.
+def _response(answers: Sequence[Answer], ask: Ask, front: Sequence[int], since: int) -> Any:
+    """Beams -> output_ids [1, beam, n], sequence_length [1, beam], and [1, ...] of other outputs what was asked for.
 
-    Log-probs, logits and metrics are given only where a request asks for them, which is refused.
+    Shorter beams are filled with -1, ids and log-probs alike (model_instance_state.cc, fillTritonResponse). A stream's
+    response has one more id, but the log-probs of all so far, and their sum (llmRequest.cpp, createResult).
+
+    Args:
+        front: what stands before the generated ids. since: how many of them have been sent.
     """
-    also = {**ask.also, **({"num_output_tokens": len(ids)} if ask.count else {})}
+    # never the end token, whose log-prob is part of the sum all the same
+    ended = [answer.ids[-1:] == [ask.row.end_id] for answer in answers]
+    kept = [answer.tokens[:-1] if end else answer.tokens for answer, end in zip(answers, ended, strict=True)]
+    ids = [[*front, *(token.id for token in tokens[since:])] for tokens in kept]
+    lengths = list(map(len, ids))
+    also = {**ask.also, **({"num_output_tokens": sum(lengths)} if ask.count else {})}
     tensors = {
-        "output_ids": np.array(ids, np.int32).reshape(1, 1, -1),
-        "sequence_length": np.array([[len(ids)]], np.int32),
+        "output_ids": _filled(ids, np.int32),
+        "sequence_length": np.array([lengths], np.int32),
         **{name: np.array([[value]], np.int32) for name, value in also.items()},
     }
+    if ask.log_probs:
+        tensors["cum_log_probs"] = np.array([[answer.cum_log_prob for answer in answers]], np.float32)
+        tensors["output_log_probs"] = _filled([[token.log_prob for token in tokens] for tokens in kept], np.float32)
     return pb.InferenceResponse(output_tensors=[pb.Tensor(name, array) for name, array in tensors.items()])
+
+
+def _filled(rows: Sequence[Sequence[float]], dtype: Any) -> np.ndarray[Any, Any]:
+    """Lists -> [1, lists, longest], filled with -1."""
+    array = np.full((1, len(rows), max(map(len, rows))), -1, dtype)
+    for out, row in zip(array[0], rows, strict=True):
+        out[: len(row)] = row
+    return array
