@@ -8,14 +8,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from transformers import GenerationConfig, GPT2Config, GPT2LMHeadModel, T5Config, T5ForConditionalGeneration
+from networks import VOCABULARY, rows, tiny_gpt2, tiny_t5
+from transformers import GenerationConfig, T5ForConditionalGeneration
 
 from model_repository.backends.generation import Answer, Row, generate
 from model_repository.backends.inputs import FASTERTRANSFORMER, TENSORRT_LLM, samplings
 from model_repository.backends.outputs import join_outputs, pad_outputs
 from model_repository.backends.sampling import Rules, Sampling, Token
-
-VOCABULARY = 97
 
 
 def greedy(model: Any, rows: list[Row], listen: Any = None) -> list[list[int]]:
@@ -31,39 +30,9 @@ def answered(*ids: list[int]) -> list[list[Answer]]:
     return [[Answer([Token(id, 0.0, 0.0) for id in row])] for row in ids]
 
 
-def tiny_t5(encoder_layers: int = 2, decoder_layers: int = 2) -> T5ForConditionalGeneration:
-    """Weights far larger than a fresh model's, so that the result depends on the input and repeats itself little."""
-    torch.manual_seed(11)
-    config = T5Config(
-        vocab_size=VOCABULARY,
-        d_model=32,
-        d_kv=8,
-        d_ff=48,
-        num_layers=encoder_layers,
-        num_decoder_layers=decoder_layers,
-        num_heads=4,
-        feed_forward_proj="gated-silu",
-    )
-    model = T5ForConditionalGeneration(config).eval()
-    with torch.no_grad():
-        for weight in model.parameters():
-            weight.normal_(std=1.0 if weight.ndim == 1 else 0.5)
-    return model
-
-
 @pytest.fixture(scope="module")
 def model() -> T5ForConditionalGeneration:
     return tiny_t5()
-
-
-def rows() -> list[Row]:
-    """Six rows of unequal lengths, each with its own start id and number of tokens; nothing ends them early."""
-    random = np.random.default_rng(5)
-    lengths = (3, 17, 1, 9, 30, 9)
-    return [
-        Row(random.integers(2, VOCABULARY, length).tolist(), max_output_len=6 + 3 * i, start_id=i, end_id=VOCABULARY)
-        for i, length in enumerate(lengths)
-    ]
 
 
 def alone(model: T5ForConditionalGeneration, row: Row) -> list[int]:
@@ -212,12 +181,6 @@ def test_a_decoder_gives_each_row_what_transformers_generates_for_it_alone() -> 
     assert [len(result) for result in greedy(model, ends)] == [result.index(result[1]) + 1 for result in results[:2]]
     with pytest.raises(ValueError, match="30 tokens and 11 more take 41 positions; this model has 40"):
         greedy(model, [replace(batch[4], max_output_len=11)])
-
-
-def tiny_gpt2() -> GPT2LMHeadModel:
-    torch.manual_seed(11)
-    sizes = {"vocab_size": VOCABULARY, "n_positions": 40, "n_embd": 32, "n_layer": 2, "n_head": 4}
-    return GPT2LMHeadModel(GPT2Config(**sizes, initializer_range=0.4)).eval()
 
 
 @pytest.mark.parametrize("build", [tiny_t5, tiny_gpt2])
