@@ -188,6 +188,40 @@ def test_clients_of_their_own_get_answers_of_their_own(client: Any, networks: An
 
 
 @each_family
+def test_beams_penalties_and_log_probs(client: Any, networks: Any, name: str) -> None:
+    """Against transformers' own; the ids begin with the prompt, the log-probs do not."""
+    numbers = {"repetition_penalty": 1.5, "temperature": 0.5}
+    flags = {"is_return_log_probs": np.ones((3, 1), bool), "end_id": NEVER}
+    flags |= {key: np.full((3, 1), value, np.float32) for key, value in numbers.items()}
+    response = infer(client, name, PROMPTS, **flags)
+    cum, each = response.as_numpy("cum_log_probs"), response.as_numpy("output_log_probs")
+    assert (cum.shape, each.shape) == ((3, 1), (3, 1, STEPS))
+    options = {"do_sample": False, "max_new_tokens": STEPS, "eos_token_id": NEVER, "pad_token_id": 0}
+    options |= {"return_dict_in_generate": True, "output_scores": True}
+    for i in (0, 2):  # a prompt of one token is not penalised in the first step
+        prompt = torch.tensor([PROMPTS[i]])
+        found = networks[name].generate(
+            prompt, attention_mask=torch.ones_like(prompt), repetition_penalty=1.5, **options
+        )
+        assert rows(response)[i] == found.sequences[0].tolist()
+        scores = torch.log_softmax(torch.stack(found.scores)[:, 0] / 0.5, 1)
+        assert cum[i, 0] == pytest.approx(float(scores.max(1).values.sum()), abs=1e-3)
+    response = infer(client, name, PROMPTS, beam_width=2, end_id=NEVER)
+    assert response.as_numpy("output_ids").shape == (3, 2, 8 + STEPS)
+    for prompt, beams in zip(PROMPTS, response.as_numpy("output_ids"), strict=True):
+        ids = torch.tensor([prompt])
+        found = networks[name].generate(
+            ids,
+            attention_mask=torch.ones_like(ids),
+            num_beams=2,
+            num_return_sequences=2,
+            length_penalty=0.0,
+            **options,
+        )
+        assert beams[:, : len(prompt) + STEPS].tolist() == found.sequences.tolist()
+
+
+@each_family
 def test_positions_end_where_their_table_does(client: Any, networks: Any, name: str) -> None:
     prompt, most = PROMPTS[2], POSITIONS - 8
     assert rows(infer(client, name, [prompt], request_output_len=most, end_id=NEVER)) == [

@@ -18,6 +18,8 @@ from converter.cli import main
 from converter.errors import SourceError
 from converter.formats import open_any
 from model_repository.backends import reference
+from model_repository.backends.generation import Row, generate
+from model_repository.backends.sampling import FASTERTRANSFORMER, Sampling
 from model_repository.server import TritonServer
 
 SIZES = tiny.T5(tied=False, vocab_size=90)  # untied: transformers would tie it behind our back
@@ -45,6 +47,12 @@ def client(repository: Path) -> Iterator[Any]:
 
 def infer(client: Any, model: str, prompts: list[list[int]], **scalars: Any) -> tuple[np.ndarray, np.ndarray]:
     """Send one request with all prompts, padded; returns output_ids [batch, beam, length] and the lengths."""
+    response = answer(client, model, prompts, **scalars)
+    return response.as_numpy("output_ids"), response.as_numpy("sequence_length")
+
+
+def answer(client: Any, model: str, prompts: list[list[int]], **scalars: Any) -> Any:
+    """The response itself. A value is one number for all rows, or an array with a row for each."""
     ids = np.full((len(prompts), max(map(len, prompts))), 77, np.uint32)  # the padding is no token the model may see
     for row, prompt in zip(ids, prompts, strict=True):
         row[: len(prompt)] = prompt
@@ -55,8 +63,7 @@ def infer(client: Any, model: str, prompts: list[list[int]], **scalars: Any) -> 
     for name, array in values.items():
         inputs.append(triton.InferInput(name, list(array.shape), triton.np_to_triton_dtype(array.dtype)))
         inputs[-1].set_data_from_numpy(array)
-    response = client.infer(model, inputs)
-    return response.as_numpy("output_ids"), response.as_numpy("sequence_length")
+    return client.infer(model, inputs)
 
 
 def alone(model: Any, prompt: list[int], start: int = 0, end: int = 1, steps: int = STEPS) -> list[int]:
@@ -92,6 +99,78 @@ def test_start_id_end_id_and_length_are_honoured_per_row(client: Any, repository
     for i, prompt in enumerate(PROMPTS):
         expected = alone(model, prompt, starts[i], ends[i], steps[i])
         assert output_ids[i, 0, : lengths[i, 0]].tolist() == expected, i
+
+
+def column(dtype: Any, *values: Any) -> np.ndarray:
+    return np.array(values, dtype).reshape(len(values), -1)
+
+
+def test_each_row_is_sampled_in_its_own_way(client: Any, repository: Path) -> None:
+    """Three rows with nothing in common; the same seed gives the same ids in another batch."""
+    model = reference.load(open_any(str(repository / "four")))
+    given = {
+        "runtime_top_k": column(np.uint32, 1, 0, 8),
+        "runtime_top_p": column(np.float32, 0, 0.9, 0.5),
+        "temperature": column(np.float32, 1, 2, 3),
+        "repetition_penalty": column(np.float32, 2, 1, 1.5),
+        "random_seed": column(np.uint64, 0, 7, 2**63),
+        "bad_words_list": np.array(
+            [[[5, 7, 8], [1, 3, -1]], [[0, 0, 0], [-1] * 3], [[9, 0, 0], [1, -1, -1]]], np.int32
+        ),
+        "stop_words_list": np.array([[[0], [-1]], [[0], [-1]], [[11], [1]]], np.int32),
+    }
+    words = [{"bad_words": ((5,), (7, 8))}, {}, {"bad_words": ((9,),), "stop_words": ((11,),)}]
+    rows = [
+        Row(prompt, STEPS, 0, 1, Sampling(top_k=k, top_p=p, temperature=t, repetition_penalty=r, seed=seed, **more))
+        for prompt, k, p, t, r, seed, more in zip(
+            PROMPTS,
+            *([1, 0, 8], [0.0, float(np.float32(0.9)), 0.5], [1.0, 2.0, 3.0], [2.0, 1.0, 1.5], [0, 7, 2**63], words),
+            strict=True,
+        )
+    ]
+    expected = [one.ids for (one,) in generate(model, rows, FASTERTRANSFORMER)]
+    output_ids, lengths = infer(client, "four", PROMPTS, **given)
+    assert [ids[0, :length].tolist() for ids, length in zip(output_ids, lengths[:, 0], strict=True)] == expected
+    greedy, _ = infer(client, "four", PROMPTS)
+    assert (greedy != output_ids).any((1, 2)).all()
+    for i, prompt in enumerate(PROMPTS):
+        alone_ids, length = infer(client, "four", [prompt], **{name: array[i : i + 1] for name, array in given.items()})
+        assert alone_ids[0, 0, : length[0, 0]].tolist() == expected[i]
+
+
+def test_beams_and_log_probs_have_the_real_shapes(client: Any, repository: Path) -> None:
+    import torch
+
+    model = reference.load(open_any(str(repository / "four")))
+    flags = {"is_return_log_probs": np.bool_(True)}
+    response = answer(client, "four", PROMPTS, beam_width=np.uint32(3), len_penalty=np.float32(1), **flags)
+    ids, lengths, cum, each = map(
+        response.as_numpy, ("output_ids", "sequence_length", "cum_log_probs", "output_log_probs")
+    )
+    assert (ids.shape, lengths.shape, cum.shape, each.shape) == ((3, 3, STEPS), (3, 3), (3, 3), (3, 3, STEPS))
+    assert cum.dtype == each.dtype == np.float32
+    assert cum == pytest.approx(each.sum(2), abs=1e-4)
+    for prompt, beams, counts, sums in zip(PROMPTS, ids, lengths, cum, strict=True):
+        options = {"num_beams": 3, "num_return_sequences": 3, "length_penalty": 1.0, "early_stopping": True}
+        model.generation_config.eos_token_id = 1
+        options |= {"use_cache": False, "decoder_start_token_id": 0, "pad_token_id": 0, "eos_token_id": 1}
+        found = model.generate(
+            torch.tensor([prompt]),
+            max_new_tokens=STEPS,
+            return_dict_in_generate=True,
+            output_scores=True,
+            **options,
+        )
+        for beam, count, total, expected in zip(beams, counts, sums, found.sequences[:, 1:].tolist(), strict=True):
+            assert beam[:count].tolist() == (expected[: expected.index(1) + 1] if 1 in expected else expected)
+        assert sums / counts == pytest.approx(found.sequences_scores.numpy(), abs=1e-4)
+    # nobody asked: they are not there, as in the real one
+    names = {output.name for output in answer(client, "four", PROMPTS).get_response().outputs}
+    assert names == {"output_ids", "sequence_length"}
+    greedy = answer(client, "four", PROMPTS, **flags)
+    assert greedy.as_numpy("cum_log_probs").shape == (3, 1)
+    assert (greedy.as_numpy("cum_log_probs") < 0).all()
+    assert not greedy.as_numpy("output_log_probs").any()  # of each token among the most probable one
 
 
 @pytest.mark.parametrize(

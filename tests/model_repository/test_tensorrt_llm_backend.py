@@ -13,6 +13,7 @@ import shutil
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,8 @@ from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 from converter.errors import IncompleteError, SourceError
 from evaluator import evaluate, report
 from evaluator.errors import OptionsError
+from model_repository.backends.generation import Row, generate
+from model_repository.backends.sampling import TENSORRT_LLM, Sampling
 from model_repository.server import TritonServer
 
 
@@ -110,6 +113,13 @@ def repository(checkpoints: dict[str, Path], tmp_path_factory: pytest.TempPathFa
         for options in commands:
             result = ftconvert(*build, *options, checkpoint, folder)
             assert result.exit_code == 0, result.stderr
+    for name in ("t5", "gpt2"):
+        result = ftconvert(*build, "--name", f"{name}_beams", checkpoints[name], folder)
+        assert result.exit_code == 0, result.stderr
+        config = folder / f"{name}_beams" / "config.pbtxt"
+        one = 'key: "max_beam_width"\n  value {\n    string_value: "1"'
+        assert one in config.read_text()
+        config.write_text(config.read_text().replace(one, one.replace('"1"', '"3"')))
     return folder
 
 
@@ -134,6 +144,7 @@ DTYPES = {
     "stop": np.bool_,
     "temperature": np.float32,
     "runtime_top_p": np.float32,
+    "len_penalty": np.float32,
     "seed": np.uint64,
     "lora_task_id": np.uint64,
 }
@@ -283,6 +294,64 @@ def test_each_row_of_a_request_is_answered_for_itself(address: str, networks: An
     assert rows == [alone(networks[name], prompt, end=ends[i, 0]) for i, prompt in enumerate(PROMPTS)]
 
 
+@pytest.mark.parametrize("name", ["t5", "gpt2"])
+def test_each_row_is_sampled_in_its_own_way_and_streamed_alike(address: str, networks: Any, name: str) -> None:
+    start = {"start_id": 0} if name in WITH_ENCODER else {"start_id": None}
+    values = [
+        Sampling(top_k=5, temperature=2.0, seed=3),
+        Sampling(presence_penalty=2.0, frequency_penalty=0.5),
+        Sampling(top_p=0.5, repetition_penalty=2.0, seed=2**63, min_length=4),
+    ]
+    columns = {
+        "runtime_top_k": np.array([[5], [0], [0]], np.int32),
+        "runtime_top_p": np.array([[0], [0], [0.5]], np.float32),
+        "temperature": np.array([[2], [1], [1]], np.float32),
+        "presence_penalty": np.array([[0], [2], [0]], np.float32),
+        "frequency_penalty": np.array([[0], [0.5], [0]], np.float32),
+        "repetition_penalty": np.array([[1], [1], [2]], np.float32),
+        "min_tokens": np.array([[0], [0], [4]], np.int32),
+        "seed": np.array([[3], [0], [2**63]], np.uint64),
+    }
+    asked = [Row(ids, STEPS, end_id=999, sampling=one, **start) for ids, one in zip(PROMPTS, values, strict=True)]
+    expected = [one for (one,) in generate(networks[name], asked, TENSORRT_LLM)]
+    whole = streamed(address, f"{name}_stream", PROMPTS, return_log_probs=True, **columns)
+    assert [ids_of(response) for response in whole] == [answer.ids for answer in expected]
+    for response, answer in zip(whole, expected, strict=True):
+        assert response.as_numpy("cum_log_probs")[0] == pytest.approx([answer.cum_log_prob], abs=1e-3)
+        assert response.as_numpy("output_log_probs")[0, 0] == pytest.approx(answer.log_probs, abs=1e-3)
+    for i, prompt in enumerate(PROMPTS):
+        own = {key: array[i : i + 1] for key, array in columns.items()}
+        pieces = streamed(address, f"{name}_stream", [prompt], streaming=True, return_log_probs=True, **own)
+        assert [ids_of(piece) for piece in pieces] == [[id] for id in expected[i].ids]
+        # every piece has the log-probs of all so far
+        assert [piece.as_numpy("output_log_probs").shape for piece in pieces] == [(1, 1, n + 1) for n in range(STEPS)]
+        assert pieces[-1].as_numpy("cum_log_probs")[0] == pytest.approx([expected[i].cum_log_prob], abs=1e-3)
+
+
+def test_a_stop_word_closes_a_stream_with_its_last_token(address: str, networks: Any) -> None:
+    ids = alone(networks["gpt2"], PROMPTS[0])
+    word = np.array([[ids[1:3], [2, -1]]], np.int32)
+    pieces = streamed(address, "gpt2_stream", [PROMPTS[0]], streaming=True, stop_words_list=word)
+    assert [ids_of(piece) for piece in pieces] == [[id] for id in ids[:3]]
+
+
+@pytest.mark.parametrize("name", ["t5", "gpt2"])
+def test_beams_are_padded_and_without_end_tokens(client: Any, networks: Any, name: str) -> None:
+    """`<name>_beams` has max_beam_width 3; an id that is in one of the beams alone ends it."""
+    row = Row(PROMPTS[2], STEPS, 0 if name in WITH_ENCODER else None, 999, Sampling(beam_width=3, len_penalty=1.0))
+    ((first, *_),) = generate(networks[name], [row], TENSORRT_LLM)
+    end = first.ids[3]
+    (expected,) = generate(networks[name], [replace(row, end_id=end)], TENSORRT_LLM)
+    kept = [beam.ids[:-1] if beam.ids[-1] == end else beam.ids for beam in expected]
+    asked = inputs(name, [PROMPTS[2]], beam_width=3, end_id=end, len_penalty=1.0, return_log_probs=True)
+    response = client.infer(f"{name}_beams", asked)
+    longest = max(map(len, kept))
+    assert response.as_numpy("output_ids").tolist() == [[ids + [-1] * (longest - len(ids)) for ids in kept]]
+    assert response.as_numpy("sequence_length").tolist() == [[*map(len, kept)]]
+    assert response.as_numpy("cum_log_probs")[0] == pytest.approx([one.cum_log_prob for one in expected], abs=1e-3)
+    assert response.as_numpy("output_log_probs").shape == (1, 3, longest)
+
+
 def test_neutral_values_change_nothing(client: Any) -> None:
     no_words = np.array([[[0], [-1]]], np.int32)
     neutral = {"runtime_top_k": 1, "temperature": 1.0, "beam_width": 1, "seed": 7, "stop": False, "pad_id": 3}
@@ -346,7 +415,7 @@ def test_the_outputs_that_the_real_backend_insists_on_have_to_be_asked_for(clien
 
 def test_a_refusal_ends_a_stream(address: str) -> None:
     with pytest.raises(triton.InferenceServerException, match="'beam_width'"):
-        streamed(address, "gpt2_stream", [PROMPTS[0]], streaming=True, beam_width=2)
+        streamed(address, "gpt2_stream", [PROMPTS[0]], streaming=True, beam_width=0)
     assert ids_of(streamed(address, "gpt2_stream", [PROMPTS[0]], streaming=True)[0])
 
 

@@ -1,0 +1,1 @@
+"""vLLM's Triton backend, on a CPU."""
