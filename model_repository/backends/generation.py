@@ -76,7 +76,9 @@ class Row:
             raise ValueError(f"beam_width is {beams}; expected at most {vocab_size // 2}, half of the vocabulary")
         if beams > 1 and self.sampling.stop_words and self.end_id >= vocab_size:
             raise ValueError("stop words end a beam with the end token; give an end_id, or beam_width 1")
-        processors(self.sampling, Rules(), len(self.before), self.end_id, vocab_size)
+        banned = [id for word in self.sampling.bad_words for id in word]
+        if any(not 0 <= id < vocab_size for id in banned):
+            raise ValueError(f"a bad word has the id {max(banned)}; expected 0 to {vocab_size - 1}")
 
 
 @dataclass

@@ -127,13 +127,7 @@ def processors(sampling: Sampling, rules: Rules, prompt: int, end_id: int, vocab
 
     Args:
         prompt: how many of the ids are the prompt's; the start token of a decoder is one.
-
-    Raises:
-        ValueError: a bad word with an id that the model has not.
     """
-    wrong = [id for word in sampling.bad_words for id in word if not 0 <= id < vocab_size]
-    if wrong:
-        raise ValueError(f"a bad word has the id {wrong[0]}; expected 0 to {vocab_size - 1}")
     penalized = rules.beams_are_penalized or sampling.beam_width == 1
     chain = LogitsProcessorList()
     if sampling.bad_words:

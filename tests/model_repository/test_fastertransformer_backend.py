@@ -161,7 +161,7 @@ def test_beams_and_log_probs_have_the_real_shapes(client: Any, repository: Path)
             output_scores=True,
             **options,
         )
-        for beam, count, total, expected in zip(beams, counts, sums, found.sequences[:, 1:].tolist(), strict=True):
+        for beam, count, expected in zip(beams, counts, found.sequences[:, 1:].tolist(), strict=True):
             assert beam[:count].tolist() == (expected[: expected.index(1) + 1] if 1 in expected else expected)
         assert sums / counts == pytest.approx(found.sequences_scores.numpy(), abs=1e-4)
     # nobody asked: they are not there, as in the real one
