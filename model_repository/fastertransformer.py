@@ -32,7 +32,7 @@ from model_repository.config import (
     scalar,
 )
 from model_repository.ensemble import Speech, text_models, tokenizer_files, warmup
-from model_repository.repository import add_models, check_free, clear
+from model_repository.repository import add_models, check_free, check_replaceable, clear
 from model_repository.settings import BATCHING, MOST_TOKENS, TEXT, as_text, one_of, read, tune, whole
 
 BACKEND = "fastertransformer"
@@ -179,7 +179,9 @@ def finishing(conversion: Conversion, values: Mapping[str, Any] | None = None) -
     speech = Speech(conversion.manifest["config"], repeats, False, values.get("max_tokens", MOST_TOKENS))
     tokenizer = tokenizer_files(request.tokenizer) if request.tokenizer else None
     beside = text_models(config, version, speech, tokenizer) if tokenizer else []
-    if not request.overwrite:
+    if request.overwrite:
+        check_replaceable(repository, beside)
+    else:
         check_free(repository, beside, begun=True)
     samples = warmup(config, speech, tokenizer, values)
 

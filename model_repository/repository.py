@@ -94,19 +94,28 @@ def check_free(repository: Storage, models: Sequence[Model], begun: bool = False
             )
 
 
-def clear(repository: Storage, models: Sequence[Model]) -> None:
-    """Remove what stands where the models shall, the one that is asked first and config.pbtxt before the rest.
+def check_replaceable(repository: Storage, models: Sequence[Model]) -> None:
+    """Whether what stands where the models shall are models.
 
     Raises:
         DestinationError: a folder holds something that no model does.
     """
-    for model in reversed(models):
+    for model in models:
         folder = repository.below(model.name)
         other = [name for name in _strangers(folder, model) if name != CONFIG_PBTXT and not name[0].isdigit()]
         if other:
             raise DestinationError(
                 f"{folder}: --overwrite replaces a model; this is none: {other[0]}. Remove it by hand."
             )
+
+
+def clear(repository: Storage, models: Sequence[Model]) -> None:
+    """Remove what stands where the models shall, the one that is asked first and config.pbtxt before the rest.
+
+    Raises:
+        DestinationError: see check_replaceable. Nothing was removed.
+    """
+    check_replaceable(repository, models)
     for model in reversed(models):
         folder = repository.below(model.name)
         for name in sorted(folder.files(), key=lambda name: name != CONFIG_PBTXT):
