@@ -12,6 +12,7 @@ import torch
 from networks import VOCABULARY, rows, tiny_gpt2, tiny_t5
 from transformers import GenerationConfig
 
+from model_repository.backends import beam_search
 from model_repository.backends.generation import Answer, Row, generate
 from model_repository.backends.outputs import join_outputs, log_probs, pad_outputs
 from model_repository.backends.sampling import FASTERTRANSFORMER, TENSORRT_LLM, VLLM, Choice, Sampling, processors
@@ -284,14 +285,30 @@ def test_a_wider_search_finds_no_worse_sequences(model: Any) -> None:
     assert [beam.cum_log_prob for beam in beams] == sorted((beam.cum_log_prob for beam in beams), reverse=True)
 
 
+def by_hand(rules: Any, prompt: int, most: int, sampling: Sampling, *probs: list[float]) -> list[list[int]]:
+    """Beams of a network that gives these probabilities of four tokens step by step; token 2 ends."""
+
+    def step(ids: torch.Tensor, parents: Any) -> torch.Tensor:
+        return torch.tensor([probs[ids.shape[1] - prompt]] * len(ids)).log()
+
+    found = beam_search.search(step, [9] * prompt, most, 2, sampling, rules, lambda tokens: True)
+    return [[token.id for token in tokens] for tokens in found]
+
+
+def test_an_end_beyond_the_first_beams_is_none() -> None:
+    """0.17 ends, 0.165 goes on, 0.136 would end in third place, 0.132 goes on."""
+    later = [0.33, 0.2, 0.34, 0.13]
+    sampling = Sampling(beam_width=2)
+    assert by_hand(TENSORRT_LLM, 1, 3, sampling, [0.5, 0.4, 0.05, 0.05], later, later) == [[0, 2], [0, 0, 2]]
+
+
 def test_fastertransformers_lengths_are_those_of_prompt_and_answer() -> None:
-    """Longer ones gain less by the division: with enough of a prompt the order is that without a penalty."""
-    model = tiny_gpt2()
-    row = Row([5] * 28, 8, None, 11, Sampling(beam_width=4, len_penalty=1.0))
-    for rules, offset in ((TENSORRT_LLM, 0), (FASTERTRANSFORMER, 27)):
-        (beams,) = generate(model, [row], rules)
-        values = [beam.cum_log_prob / (len(beam.ids) + offset) for beam in beams]
-        assert values == sorted(values, reverse=True)
+    """log 0.2 / 2 = -0.80 is less than log 0.1575 / 3 = -0.62 and log 0.126 / 3 = -0.69; over 29 and 30 it is more."""
+    probs = [0.5, 0.4, 0.05, 0.05], [0.35, 0.2, 0.4, 0.05], [0.05, 0.03, 0.9, 0.02]
+    sampling = Sampling(beam_width=2, len_penalty=1.0)
+    assert by_hand(TENSORRT_LLM, 28, 3, sampling, *probs) == [[0, 0, 2], [1, 0, 2]]
+    assert by_hand(FASTERTRANSFORMER, 1, 3, sampling, *probs) == [[0, 0, 2], [1, 0, 2]]  # T5's start token is none
+    assert by_hand(FASTERTRANSFORMER, 28, 3, sampling, *probs) == [[0, 2], [0, 0, 2]]
 
 
 def test_diversity_and_penalties_change_beams(model: Any) -> None:
@@ -310,8 +327,6 @@ def test_diversity_and_penalties_change_beams(model: Any) -> None:
 
 def test_diversity_is_added_by_beam_or_by_place() -> None:
     """Two beams, three tokens, one step after the first; the candidates and their bonus worked out by hand."""
-    from model_repository.backends import beam_search
-
     first, second = torch.tensor([0.5, 0.3, 0.15, 0.05]).log(), torch.tensor([0.4, 0.35, 0.2, 0.05]).log()
 
     def search(rules: Any, rate: float) -> list[list[int]]:
