@@ -57,7 +57,7 @@ def obeys_the_laws(source: Checkpoint, base: Path, variant: Variant, budget: int
 # ------------------------------------------------------------------------------------------------------------ the laws
 
 
-@settings(some, max_examples=12)
+@settings(some, max_examples=8)
 @given(
     d_model=st.integers(1, 9),
     d_kv=st.integers(1, 7),
@@ -128,7 +128,7 @@ DECODERS: dict[str, tuple[Callable[..., tiny.Model], dict[str, Any]]] = {
 
 
 @pytest.mark.parametrize("case", DECODERS)
-@settings(some, max_examples=10)
+@settings(some, max_examples=6)
 @given(
     dtype=st.sampled_from(["float32", "float16", "bfloat16"]),
     tp=st.sampled_from([1, 2, 4]),

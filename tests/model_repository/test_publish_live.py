@@ -207,7 +207,8 @@ def test_explicit_mode(repository: str, models: list[Path], tmp_path: Path) -> N
     judged(clients)
 
 
-@pytest.mark.parametrize("repository", ["disk", pytest.param("bucket", marks=pytest.mark.slow)], indirect=True)
+@pytest.mark.slow
+@pytest.mark.parametrize("repository", ["disk", "bucket"], indirect=True)
 def test_poll_mode(repository: str, models: list[Path], tmp_path: Path) -> None:
     published("publish", models[0], repository)
     with Polling(repository, mode="poll", log_path=tmp_path / "log") as triton:

@@ -67,13 +67,17 @@ FAMILIES = {
     "gemma2": lambda folder: tiny.gemma2(seed=3, vocab_size=30).save(folder / "gemma2"),
 }
 WITH_ENCODER = ("t5", "umt5")
-UNARY = tuple(FAMILIES)  # each is served in both ways
+# Each is served decoupled, which also answers in one piece; some not, too, and all of them in `make test-slow`: a model
+# is a process that imports torch.
+UNARY = ("t5", "gpt2")
 PROMPTS = [[4, 9, 3, 12], [17], [21, 11, 8, 23, 26, 6, 14, 10]]
 STEPS = 9
 LONG = 10_000  # steps that nobody waits for
 
 each_family = pytest.mark.parametrize("name", FAMILIES)
-each_unary = pytest.mark.parametrize("name", UNARY)
+each_unary = pytest.mark.parametrize(
+    "name", [name if name in UNARY else pytest.param(name, marks=pytest.mark.slow) for name in FAMILIES]
+)
 
 
 @pytest.fixture(scope="module")
@@ -103,13 +107,16 @@ def checkpoints(sources: dict[str, Path], tmp_path_factory: pytest.TempPathFacto
 
 
 @pytest.fixture(scope="module")
-def repository(checkpoints: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Each family decoupled, under `<name>_stream`; some also not, under their own names."""
+def repository(
+    checkpoints: dict[str, Path], tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
+) -> Path:
+    """Each family decoupled, under `<name>_stream`; some, or with `-m slow` all, also not, under their own names."""
+    unary = FAMILIES if request.config.option.markexpr == "slow" else UNARY
     folder = tmp_path_factory.mktemp("repository")
     build = ("repository", "build", "--backend", "tensorrtllm")
     for name, checkpoint in checkpoints.items():
         commands = [("--name", f"{name}_stream", "--decoupled")]
-        commands += [("--name", name)] if name in UNARY else []
+        commands += [("--name", name)] if name in unary else []
         for options in commands:
             result = ftconvert(*build, *options, checkpoint, folder)
             assert result.exit_code == 0, result.stderr
