@@ -118,7 +118,8 @@ def clear(repository: Storage, models: Sequence[Model]) -> None:
     check_replaceable(repository, models)
     for model in reversed(models):
         folder = repository.below(model.name)
-        for name in sorted(folder.files(), key=lambda name: name != CONFIG_PBTXT):
+        folder.remove(CONFIG_PBTXT)
+        for name in sorted({name.split("/")[0] for name in folder.files()}):  # no empty folder stays
             folder.remove(name)
 
 

@@ -9,6 +9,9 @@ from typing import Any, Protocol
 
 Buffer = bytes | bytearray | memoryview
 TEMPORARY = ".tmp-"  # prefix of files that are being written; removed when a conversion resumes
+# What Python leaves beside a model.py that a server has loaded, whatever its environment says: part of nothing. It is
+# never listed, so never checked, published or in anybody's way; it goes with the folder that it lies in.
+BYTECODE = "__pycache__"
 
 
 class Writer(Protocol):
@@ -72,7 +75,7 @@ class Storage(Target, Protocol):
         """Whether there is a file of this name; the empty name asks whether this storage itself is one."""
 
     def files(self) -> dict[str, int]:
-        """Every file below the folder: name -> bytes. Empty where the folder is not there."""
+        """Every file below the folder but Python's bytecode: name -> bytes. Empty where the folder is not there."""
 
     def folders(self) -> list[str]:
         """Names of the folders directly below, sorted."""

@@ -33,7 +33,7 @@ from converter.errors import (
     SourceMissingError,
     UsageError,
 )
-from converter.storage.base import Buffer, Storage
+from converter.storage.base import BYTECODE, Buffer, Storage
 
 SCHEME = "gs://"
 BUCKET = re.compile(r"[a-z0-9][a-z0-9._-]{1,220}[a-z0-9]")
@@ -150,11 +150,12 @@ class BucketStorage:
         return _client().list_blobs(self.bucket, prefix=prefix, fields=fields, **options, **_options())
 
     def _listed(self) -> dict[str, Any]:
-        """Every object below: name -> what the listing says of it. Without the empty ones that stand for folders."""
+        """Every object below but Python's bytecode and the empty ones that stand for folders: name -> what is listed."""
         skipped = len(self._object("x")) - 1
         with _translated(self._root, "no such bucket"):
             listed = self._list(self.prefix, "items(name,size,generation,crc32c),nextPageToken")
-            found = {blob.name[skipped:]: blob for blob in listed if blob.size or not blob.name.endswith("/")}
+            files = (blob for blob in listed if blob.size or not blob.name.endswith("/"))
+            found = {blob.name[skipped:]: blob for blob in files if f"/{BYTECODE}/" not in f"/{blob.name[skipped:]}"}
         self._stated = {name: blob.crc32c for name, blob in found.items()}
         return found
 
@@ -168,7 +169,7 @@ class BucketStorage:
             return any(True for _ in self._list(self.prefix, "items(name)", max_results=1)) or not self.prefix
 
     def files(self) -> dict[str, int]:
-        """Every object below the folder: name -> bytes. Empty where there is none."""
+        """Every object below the folder but Python's bytecode: name -> bytes. Empty where there is none."""
         return {name: blob.size for name, blob in self._listed().items()}
 
     def stamp(self, prefixes: str | tuple[str, ...]) -> str:

@@ -27,7 +27,7 @@ from converter.errors import (
     SourceError,
     SourceMissingError,
 )
-from converter.storage.base import TEMPORARY, Buffer, Storage
+from converter.storage.base import BYTECODE, TEMPORARY, Buffer, Storage
 
 BLOCK = 8 << 20  # bytes read at a time for a checksum
 
@@ -78,9 +78,10 @@ class LocalStorage:
         return os.path.isdir(self.root)
 
     def files(self) -> dict[str, int]:
-        """Every file below the folder: name -> bytes. Empty where the folder is not there."""
+        """Every file below the folder but Python's bytecode: name -> bytes. Empty where the folder is not there."""
         found = {}
-        for folder, _, names in os.walk(self.root):
+        for folder, folders, names in os.walk(self.root):
+            folders[:] = [name for name in folders if name != BYTECODE]
             for name in names:
                 path, size = Path(folder, name), 0
                 with suppress(FileNotFoundError):

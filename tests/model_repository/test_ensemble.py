@@ -375,12 +375,16 @@ def test_a_killed_run_is_finished_by_the_same_command(
 def test_overwrite_replaces_the_text_models_too(tmp_path: Path, gpt2: tuple[object, ...]) -> None:
     assert ftconvert(*gpt2, tmp_path).exit_code == 0
     before = tree(tmp_path)
-    assert "expected nothing there" in refused(73, *gpt2, tmp_path)
+    bytecode = tmp_path / "g_preprocessing" / "1" / "__pycache__" / "model.cpython-311.pyc"
+    bytecode.parent.mkdir()  # it has been served
+    bytecode.write_text("")
+    assert "found a finished conversion" in refused(73, *gpt2, tmp_path)
     (tmp_path / "g_text" / "2").mkdir()
     (tmp_path / "g_text" / "2" / "old").write_text("")
     assert "g_text: expected nothing there, found 2/old" in refused(73, *gpt2, tmp_path)
     assert ftconvert(*gpt2, tmp_path, "--overwrite").exit_code == 0
     assert tree(tmp_path) == before
+    assert not (tmp_path / "g_text" / "2").exists()  # Triton takes an empty folder for a version
 
 
 def test_models_that_are_there_are_left_alone(tmp_path: Path, gpt2: tuple[object, ...]) -> None:

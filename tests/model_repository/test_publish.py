@@ -152,6 +152,27 @@ def test_what_a_conversion_wrote(repository: str, converted: list[Path]) -> None
     assert config(repository, "ul2").default_model_filename == "1-gpu"
 
 
+def test_bytecode_is_part_of_nothing(repository: str, tmp_path: Path) -> None:
+    """Triton's Python backend leaves it beside the model.py that it serves, whichever Triton it is."""
+    bytecode = {"__pycache__/model.cpython-311.pyc": "beside", "code/__pycache__/x.pyc": "below"}
+    model = built(tmp_path / "a", "a", **bytecode, **{"model.py": "pass"})
+    done("publish", model, repository)
+    assert not [name for name in there(repository) if "__pycache__" in name]
+    for name in bytecode:  # a server has loaded it
+        open_storage(f"{repository}/double").write(f"1/{name}", b"bytecode")
+    assert listed(repository)["versions"][1]["complete"]
+    assert ftconvert("verify", f"{repository}/double").exit_code == 0
+    assert "0 errors, 0 warnings" in done("validate", repository)
+    assert "already" in done("publish", model, repository)
+    done("publish", f"{repository}/double", tmp_path / "next")
+    assert not [name for name in tree(tmp_path / "next") if "__pycache__" in name]
+    done("publish", built(tmp_path / "b", "bb"), repository)
+    done("rollback", repository, "double")
+    assert weights(repository) == "a"
+    done("publish", built(tmp_path / "c", "ccc"), repository, "--keep", 1)  # it goes with its version
+    assert {name.split("/")[1] for name in there(repository)} == {"3", "config.pbtxt", "configs"}
+
+
 def test_from_a_bucket_to_a_disk(bucket: str, converted: list[Path], tmp_path: Path) -> None:
     model = bucket_proxy.upload(converted[0], f"{bucket}/made/ul2")
     for repository in (f"{bucket}/models", str(tmp_path / "models")):
