@@ -6,7 +6,8 @@
 
 The Python backend forks one stub process per model instance and shares memory with it below `/dev/shm`. Both outlive
 a server that is killed, and both are traceable to it: the server leads a process group of its own, which no stub
-leaves, and its shared memory carries a prefix of its own. So `stop` can end and remove exactly what is this server's.
+leaves, and its shared memory carries a prefix of its own. What it copies from a bucket goes into its temporary folder.
+So `stop` can end and remove exactly what is this server's; `watcher.py` does where this process was killed.
 
 Nothing heavy is imported here (no numpy, torch, tritonclient): a wrong request fails at once.
 """
@@ -17,7 +18,6 @@ import http.client
 import importlib.metadata
 import importlib.util
 import os
-import re
 import shutil
 import signal
 import socket
@@ -27,6 +27,7 @@ import sysconfig
 import tempfile
 import time
 import uuid
+from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,23 +35,19 @@ from types import FrameType, TracebackType
 
 import converter
 from converter.errors import FtconvertError, IncompleteError, OptionsError, SourceError, SourceMissingError
+from model_repository import triton_log, watcher
 
 POLL_SECONDS = 0.1  # between two looks at a server that is starting or running
 PROBE_SECONDS = 5.0  # one health request; a loaded machine answers late, not never
 STOP_SECONDS = 60.0  # Triton gives requests in flight 30 s, then unloads the models; after this it is killed
-KILLED_SECONDS = 5.0  # how long killed processes may take to go
 DEAD_STUB_SECONDS = 3.0  # a stub that stays dead this long will not be noticed: Triton reaps within milliseconds
 
 MODES = ("none", "explicit", "poll")
-SHARED_MEMORY = Path("/dev/shm")
 PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
-REASONS_SHOWN = 10  # lines of Triton's log in an error
-
-# Lines of Triton's log that say why something failed, and among them those that are always there or say it twice.
-_LOG_ERROR = re.compile(r'^E\d{4} \S+ \d+ \S+\] "(?P<triton>.*)"$|^\[libprotobuf ERROR \S+\] (?P<protobuf>.*)$')
-_LOG_NOISE = re.compile(r"CudaDriverHelper has not been initialized|ERROR: Failed to create instance")
-_LOG_OTHER = re.compile(r"^(?![IWE]\d{4} |[+|]|Error: Failed to initialize NVML|error: creating server)\s*\S")
-_MODEL_FAILED = re.compile(r"failed to load |Poll failed for model directory")
+# Where Triton's own clients copy a model to before they load it; /tmp where nothing is said.
+COPIES = ("TRITON_GCS_MOUNT_DIRECTORY", "TRITON_AWS_MOUNT_DIRECTORY", "TRITON_AZURE_MOUNT_DIRECTORY")
+# What Triton says when the repository is at fault: its verdict, or a stub that finds no model.py.
+REFUSED = ("error: creating server: Internal - failed to load all models", "Failed to preinitialize Python stub")
 
 
 @dataclass(frozen=True)
@@ -101,6 +98,7 @@ class TritonServer:
         self._name = f"ftconvert-{uuid.uuid4().hex[:12]}"  # Triton's server id and the prefix of its shared memory
         self._folder: Path | None = None
         self._process: subprocess.Popen[bytes] | None = None
+        self._watcher: subprocess.Popen[bytes] | None = None
         self._stop_requested = False
 
     @property
@@ -135,18 +133,18 @@ class TritonServer:
         try:
             self._folder = Path(tempfile.mkdtemp(prefix=f"{self._name}-"))
             _lay_out(self._folder / "backends", runtime)
-            log = self.log_path or self._folder / "tritonserver.log"
-            with log.open("wb") as output:
+            with self._log.open("wb") as output:
                 self._process = subprocess.Popen(
                     self._command(runtime, repository, self._folder),
-                    env=_environment(runtime),
+                    env=_environment(runtime, self._folder),
                     stdin=subprocess.DEVNULL,
                     stdout=output,
                     stderr=output,
                     cwd=self._folder,  # stands first on the stubs' sys.path: nothing there shadows a module
                     start_new_session=True,  # its own process group; Ctrl-C in a terminal reaches only us
                 )
-            self._wait_until_ready(self._process, log)
+            self._watcher = watcher.watch(self._process.pid, self._name, self._folder)
+            self._wait_until_ready(self._process)
         except BaseException:
             self.stop()
             raise
@@ -155,12 +153,19 @@ class TritonServer:
         """Make `start` and `wait` end soon. Only sets a flag, so a signal handler may call it."""
         self._stop_requested = True
 
-    def wait(self) -> int | None:
-        """Block until the server ends and return its exit code; None when `request_stop` was called first."""
+    def wait(self, tell: Callable[[str], None] = lambda reason: None) -> int | None:
+        """Block until the server ends and return its exit code; None when `request_stop` was called first.
+
+        Args:
+            tell: called with what goes wrong meanwhile, in Triton's words: a model that cannot be loaded (again).
+        """
         if self._process is None:
             raise RuntimeError("the server is not running")
+        news = triton_log.News(self._log)
         while not self._stop_requested and self._process.poll() is None:
             time.sleep(POLL_SECONDS)
+            for reason in news.reasons():
+                tell(reason)
         return self._process.poll()
 
     def stop(self) -> None:
@@ -169,14 +174,17 @@ class TritonServer:
         A server that is killed, or stopped while it loads, leaves an empty /tmp/python_env_* of Triton's own making
         behind: nothing tells whose it is, so it stays.
         """
-        if self._process is not None:
+        if self._process is not None and self._folder is not None:
             self._process.terminate()
             with suppress(subprocess.TimeoutExpired):
                 self._process.wait(STOP_SECONDS)
-            _kill_group(self._process)  # stubs outlive a server that could not end them; the server too, if it hangs
+            # stubs outlive a server that could not end them; the server too, if it hangs
+            watcher.end(self._process.pid, self._name, self._folder, self._process.poll)
             self._process = None
-        for region in SHARED_MEMORY.glob(f"{self._name}*"):
-            region.unlink(missing_ok=True)
+        if self._watcher is not None:  # what it waited for is done
+            with self._watcher as idle:
+                idle.kill()
+            self._watcher = None
         if self._folder is not None:
             shutil.rmtree(self._folder, ignore_errors=True)
             self._folder = None
@@ -184,8 +192,11 @@ class TritonServer:
 
     def reason(self) -> str:
         """The lines of Triton's log that say what went wrong; while the log exists."""
-        log = self.log_path or (self._folder / "tritonserver.log" if self._folder else None)
-        return _reason(log.read_text(errors="replace")) if log and log.is_file() else ""
+        return "\n".join(triton_log.reasons(self._log.read_text(errors="replace"))) if self._log.is_file() else ""
+
+    @property
+    def _log(self) -> Path:
+        return self.log_path or (self._folder or Path()) / "tritonserver.log"
 
     def _command(self, runtime: _Runtime, repository: str, folder: Path) -> list[str]:
         listen = {"grpc": self.grpc_port, "http": self.http_port, "metrics": self.metrics_port}
@@ -200,20 +211,31 @@ class TritonServer:
             *(f"--{service}-port={port}" for service, port in listen.items()),
         ]
 
-    def _wait_until_ready(self, process: subprocess.Popen[bytes], log: Path) -> None:
+    def _wait_until_ready(self, process: subprocess.Popen[bytes]) -> None:
         dead_since: float | None = None
         while not self._stop_requested and not self._is_ready():
             if process.poll() is not None:
-                raise _failure(f"tritonserver ended with exit code {process.returncode}", log)
+                raise self._failure(f"tritonserver ended with exit code {process.returncode}")
             # A stub that dies while Triton asks it to complete the config makes Triton wait for it for ever.
             # Only its own children count: what a model starts is the model's to bury.
-            if ("Z", process.pid) not in _group(process.pid).values():
+            if ("Z", process.pid) not in watcher.processes(process.pid).values():
                 dead_since = None
             elif dead_since is None:
                 dead_since = time.monotonic()
             elif time.monotonic() - dead_since > DEAD_STUB_SECONDS:
-                raise _failure("a model's Python process died while loading (no memory left, or a crash)", log)
+                raise self._failure("a model's Python process died while loading")
             time.sleep(POLL_SECONDS)
+
+    def _failure(self, what: str) -> FtconvertError:
+        """`what`, then Triton's own reason. The repository's fault when Triton says so, else a retry may mend it."""
+        log = self._log.read_text(errors="replace")
+        lines = [what, *triton_log.reasons(log)]
+        if any(words in log for words in REFUSED):
+            more = f"`ftconvert repository validate {self.repository}` may say more."
+            return SourceError("\n".join([*lines, f"Mend the model, or move its folder away. {more}"]))
+        if loading := triton_log.loading(log):
+            lines.append(f"not loaded by then: {', '.join(loading)}")
+        return IncompleteError("\n".join(lines))
 
     def _is_ready(self) -> bool:
         """Ready, and the one that answers is this server and not another one on the same port."""
@@ -255,7 +277,7 @@ def serve(repository: str | Path, *, grpc_port: int, http_port: int, metrics_por
                     f"metrics http://{address}:{server.metrics_port}/metrics; Ctrl-C stops it",
                     flush=True,
                 )
-            code = server.wait()
+            code = server.wait(lambda reason: print(f"ftconvert: note: {reason}", file=sys.stderr, flush=True))
             reason = server.reason()  # before the log goes
     finally:
         for number, handler in handlers.items():
@@ -386,17 +408,22 @@ def _lay_out(folder: Path, runtime: _Runtime) -> None:
         (folder / model.parent.name).symlink_to(model.parent)
 
 
-def _environment(runtime: _Runtime) -> dict[str, str]:
-    """This process's environment, so that the stubs run this Python, which they find as the first `python3` on PATH."""
+def _environment(runtime: _Runtime, folder: Path) -> dict[str, str]:
+    """This process's environment, so that the stubs run this Python, which they find as the first `python3` on PATH.
+
+    Credentials for buckets are in it, too: Triton's own clients read them.
+    """
 
     def before(name: str, *folders: Path) -> str:
         return os.pathsep.join([*map(str, folders), *filter(None, [os.environ.get(name)])])
 
-    return os.environ | {
+    copies = {name: str(folder) for name in COPIES if name not in os.environ}
+    changes = {
         "LD_LIBRARY_PATH": before("LD_LIBRARY_PATH", *runtime.libraries),
         "PATH": before("PATH", Path(sys.executable).parent),
         "HF_HUB_OFFLINE": "1",  # a served model is complete: a look at the hub is a mistake
     }
+    return os.environ | copies | changes
 
 
 def _get(address: str, port: int, path: str) -> bytes | None:
@@ -412,46 +439,3 @@ def _get(address: str, port: int, path: str) -> bytes | None:
         return None
     finally:
         connection.close()
-
-
-def _group(group: int) -> dict[int, tuple[str, int]]:
-    """{process id: (state letter, parent's id)} of every process in a process group, from /proc."""
-    members = {}
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            # "pid (name) state parent group ...", where the name may hold anything, brackets and blanks too
-            state, parent, its_group = stat.read_text(errors="replace").rpartition(")")[2].split()[:3]
-        except (OSError, ValueError):  # gone meanwhile
-            continue
-        if int(its_group) == group:
-            members[int(stat.parent.name)] = (state, int(parent))
-    return members
-
-
-def _kill_group(process: subprocess.Popen[bytes]) -> None:
-    """Kill what still runs in the process group that `process` leads, and wait until init has buried the orphans."""
-    deadline = time.monotonic() + KILLED_SECONDS
-    while (members := _group(process.pid)) and time.monotonic() < deadline:
-        if any(state != "Z" for state, _ in members.values()):
-            with suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-        process.poll()  # the leader is ours to bury
-        time.sleep(POLL_SECONDS)
-
-
-def _reason(log: str) -> str:
-    """The lines of Triton's log that say what went wrong, in plain text; else its last words that are not its own."""
-    lines = log.splitlines()
-    found = [match.group("triton") or match.group("protobuf") for line in lines if (match := _LOG_ERROR.match(line))]
-    reasons = [text for text in found if not _LOG_NOISE.search(text)]
-    if not reasons:
-        reasons = [line for line in lines if _LOG_OTHER.match(line)][-REASONS_SHOWN:]
-    # Triton escapes line breaks so that a message stays one line
-    return "\n".join(text.replace("\\n", "\n").replace('\\"', '"').rstrip() for text in reasons[:REASONS_SHOWN])
-
-
-def _failure(what: str, log: Path) -> FtconvertError:
-    """`what`, then Triton's own reason. The repository's fault when a model failed, else one that a retry may mend."""
-    reason = _reason(log.read_text(errors="replace"))
-    kind = SourceError if _MODEL_FAILED.search(reason) else IncompleteError
-    return kind(f"{what}\n{reason}".rstrip())

@@ -107,10 +107,14 @@ def open_weights(weights: Storage) -> Checkpoint:
     """FasterTransformer weights or a TensorRT-LLM checkpoint, with the config of their manifest where there is one.
 
     Raises:
+        SourceMissingError: nothing of the two there.
         SourceError: damaged, or files, their config and manifest that contradict each other.
     """
-    form = next(one for one in FORMATS if one.key in ("ft", "trtllm") and one.recognises(weights))
-    return form.open(weights, None, None)
+    forms = [form for form in FORMATS if form.key in ("ft", "trtllm")]
+    found = next((form for form in forms if form.recognises(weights)), None)
+    if found is None:
+        raise SourceMissingError(f"{weights}: expected {' or '.join(form.title for form in forms)}, found neither")
+    return found.open(weights, None, None)
 
 
 def locate(path: str) -> tuple[Storage, Format]:

@@ -150,7 +150,7 @@ class BucketStorage:
         return _client().list_blobs(self.bucket, prefix=prefix, fields=fields, **options, **_options())
 
     def _listed(self) -> dict[str, Any]:
-        """Every object below but Python's bytecode and the empty ones that stand for folders: name -> what is listed."""
+        """Every object below: name -> what is listed. No bytecode, none of the empty ones that stand for folders."""
         skipped = len(self._object("x")) - 1
         with _translated(self._root, "no such bucket"):
             listed = self._list(self.prefix, "items(name,size,generation,crc32c),nextPageToken")

@@ -15,14 +15,16 @@ import sysconfig
 import tempfile
 import threading
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from converter.errors import IncompleteError, OptionsError, SourceError, SourceMissingError
-from model_repository import server
+from model_repository import server, triton_log, watcher
 from model_repository.server import TritonServer
 
 CONFIG = """
@@ -88,9 +90,9 @@ def nothing_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[N
 
     monkeypatch.setattr(subprocess, "Popen", recorded)
     yield
-    left = {process.pid: server._group(process.pid) for process in started}
+    left = {process.pid: watcher.processes(process.pid) for process in started}
     for process in started:
-        server._kill_group(process)
+        watcher.end(process.pid, "none of that name", tmp_path / "none", process.poll)
     assert not any(left.values()), left
     assert [shared_memory(name) for name in names] == [[] for _ in names]
     assert list(folders.iterdir()) == []
@@ -104,9 +106,9 @@ def test_serves_starts_again_and_leaves_nothing(tmp_path: Path) -> None:
             assert doubled(triton.http_port, "double") == [2, -6]
             for port in (triton.grpc_port, triton.metrics_port):
                 socket.create_connection(("127.0.0.1", port), timeout=5).close()
-            assert len(server._group(group)) == 2  # the server and one stub
+            assert len(watcher.processes(group)) == 2  # the server and one stub
             assert len(shared_memory(triton._name)) == 1
-        assert server._group(group) == {}
+        assert watcher.processes(group) == {}
         assert shared_memory(triton._name) == []
     assert "Started HTTPService" in (tmp_path / "triton.log").read_text()
 
@@ -132,11 +134,13 @@ def test_a_broken_model_is_refused_with_its_own_reason(tmp_path: Path) -> None:
     with pytest.raises(SourceError) as caught:
         TritonServer(repository).start()
     lines = str(caught.value).splitlines()
-    assert lines[:2] == [
+    assert lines == [
         "tritonserver ended with exit code 1",
         "failed to load 'broken' version 1: Internal: ValueError: no \"wi\"",
+        "At:",
+        f"  {repository}/broken/1/model.py(2): initialize",
+        f"Mend the model, or move its folder away. `ftconvert repository validate {repository}` may say more.",
     ]
-    assert len(lines) < 8  # the reason with its place in model.py, not the log
 
 
 def test_a_config_that_does_not_parse_is_shown_with_its_line(tmp_path: Path) -> None:
@@ -150,7 +154,10 @@ def test_a_config_that_does_not_parse_is_shown_with_its_line(tmp_path: Path) -> 
 @pytest.mark.timeout(60)
 def test_a_model_process_that_dies_while_loading_is_noticed(tmp_path: Path) -> None:
     repository = model(tmp_path / "repository", "dies", "import os\nprint('last words', flush=True)\nos._exit(3)")
-    with pytest.raises(IncompleteError, match=r"Python process died while loading(.|\n)*last words"):
+    with pytest.raises(IncompleteError, match=r"died while loading\nlast words\nnot loaded by then: dies$"):
+        TritonServer(repository).start()
+    (repository / "dies" / "1" / "model.py").unlink()
+    with pytest.raises(SourceError, match=r"died while loading\nFailed .* not found in '.*/dies/1/model.py'\nMend"):
         TritonServer(repository).start()
 
 
@@ -159,7 +166,7 @@ def test_what_a_model_leaves_unburied_is_no_dead_stub(tmp_path: Path, monkeypatc
     slow = "    def initialize(self, args):\n        self.child = subprocess.Popen('true')\n        time.sleep(1.5)\n"
     repository = model(tmp_path / "repository", "double", "import subprocess, time" + DOUBLE + slow)
     with TritonServer(repository) as triton:
-        assert [state for state, _ in server._group(triton.pid).values()].count("Z") == 1
+        assert [state for state, _ in watcher.processes(triton.pid).values()].count("Z") == 1
         os.kill(triton.pid, signal.SIGKILL)  # faster than an orderly stop
 
 
@@ -169,7 +176,7 @@ def test_a_killed_server_takes_its_stubs_and_memory_along(tmp_path: Path) -> Non
         os.kill(group, signal.SIGKILL)
         assert triton.wait() == -signal.SIGKILL
         assert shared_memory(triton._name)  # the stub needs seconds to notice
-    assert server._group(group) == {}
+    assert watcher.processes(group) == {}
     assert not shared_memory(triton._name)
 
 
@@ -194,9 +201,16 @@ SLOW = "import time\nclass TritonPythonModel:\n def initialize(self, args): time
         (DOUBLE, signal.SIGINT, 130, "ready: gRPC 127.0.0.1:"),
         (DOUBLE, None, 74, "ready: gRPC 127.0.0.1:"),  # tritonserver itself is killed
         (SLOW, signal.SIGTERM, 143, "starting"),
+        (SLOW, signal.SIGINT, 130, "starting"),
         (SLOW, signal.SIGHUP, 129, "starting"),
+        (DOUBLE, signal.SIGKILL, -9, "ready: gRPC 127.0.0.1:"),
+        (SLOW, signal.SIGKILL, -9, "starting"),
     ],
-    ids=["terminated", "interrupted", "crashed", "terminated-while-loading", "hung-up-while-loading"],
+    ids=[
+        *("terminated", "interrupted", "crashed"),
+        *(f"{how}-while-loading" for how in ("terminated", "interrupted", "hung-up")),
+        *("killed", "killed-while-loading"),
+    ],
 )
 def test_serve_ends_as_asked_and_leaves_nothing(
     tmp_path: Path, code: str, number: signal.Signals | None, expected: int, told: str
@@ -209,10 +223,10 @@ def test_serve_ends_as_asked_and_leaves_nothing(
         while told not in process.stdout.readline():
             assert process.poll() is None
         children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
-        wait_for(lambda: len(children.read_text().split()) == 1)
-        group = int(children.read_text())
+        wait_for(lambda: len(children.read_text().split()) == 2)
+        group = int(children.read_text().split()[0])  # the second one watches
         try:
-            wait_for(lambda: len(server._group(group)) >= 2)  # a stub runs
+            wait_for(lambda: len(watcher.processes(group)) >= 2)  # a stub runs
             name = next(Path(os.environ["TMPDIR"]).iterdir()).name.rpartition("-")[0]
             wait_for(lambda: shared_memory(name) != [])
             os.kill(group if number is None else process.pid, number or signal.SIGKILL)
@@ -220,11 +234,12 @@ def test_serve_ends_as_asked_and_leaves_nothing(
             errors = process.stderr.read()
         finally:
             process.kill()
-            if server._group(group):  # only when the test fails
+            if watcher.processes(group):  # only when the test fails
                 os.killpg(group, signal.SIGKILL)
     assert errors == ("tritonserver ended by itself with exit code -9\n" if number is None else "")
-    assert server._group(group) == {}
-    assert shared_memory(name) == []
+    patience = 20 if number == signal.SIGKILL else 0  # then it is the watcher that tidies up
+    left = [lambda: watcher.processes(group), lambda: shared_memory(name), lambda: os.listdir(os.environ["TMPDIR"])]
+    wait_for(lambda: not any(look() for look in left), patience)
 
 
 @pytest.mark.parametrize("service", ["grpc_port", "http_port", "metrics_port"])
@@ -280,15 +295,24 @@ def test_repositories_that_cannot_be_served(tmp_path: Path) -> None:
         TritonServer(tmp_path / "repository", mode="all").start()
 
 
-def test_models_may_come_later(tmp_path: Path) -> None:
+def test_models_may_come_later_and_a_broken_one_is_told(tmp_path: Path) -> None:
     repository = tmp_path / "repository"
     repository.mkdir()
-    with TritonServer(repository, mode="explicit") as triton:
+    told: list[str] = []
+    with TritonServer(repository, mode="explicit") as triton, ThreadPoolExecutor() as pool:
+        ended = pool.submit(triton.wait, told.append)
         model(repository, "double")
-        load = f"http://127.0.0.1:{triton.http_port}/v2/repository/models/double/load"
-        urllib.request.urlopen(load, b"", timeout=30).close()
+        model(repository, "broken", "raise ValueError('no weights')")
+        load = f"http://127.0.0.1:{triton.http_port}/v2/repository/models/{{}}/load"
+        urllib.request.urlopen(load.format("double"), b"", timeout=30).close()
+        with pytest.raises(urllib.error.HTTPError):
+            urllib.request.urlopen(load.format("broken"), b"", timeout=30)
+        wait_for(lambda: told != [])
         assert doubled(triton.http_port, "double") == [2, -6]
         os.kill(triton.pid, signal.SIGKILL)  # faster than an orderly stop
+        assert ended.result() == -signal.SIGKILL
+    (reason,) = told
+    assert reason.startswith("failed to load 'broken' version 1: Internal: ValueError: no weights\n")
 
 
 def test_environments_that_cannot_serve(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -313,20 +337,38 @@ def test_environments_that_cannot_serve(tmp_path: Path, monkeypatch: pytest.Monk
                 triton.start()
 
 
-def test_the_reason_is_told_without_the_noise() -> None:
-    log = """
+LOG = """
 E1121 03:56:31.045795 3766 server.cc:241] "CudaDriverHelper has not been initialized."
 I1121 03:56:31.046955 3766 model_lifecycle.cc:472] "loading: a:1"
+E1121 03:56:31.046955 3766 cuda.cc:1] "unable to create stream for a_text: CUDA driver version is insufficient"
 Error: Failed to initialize NVML
 | a | 1 | UNAVAILABLE |
 {}
 error: creating server: Internal - failed to load all models
 """
+FAILED = "failed to load 'a' version 1: Internal: {}: first\\nsecond\\n\\nAt:\\n{}"
+
+
+def error(text: str) -> str:
+    return f'E1121 03:56:31.046955 3766 model_lifecycle.cc:642] "{text}"'
+
+
+def test_the_reason_is_told_without_the_noise() -> None:
     stub = "backends/python/triton_python_backend_stub: error while loading shared libraries: libpython3.11.so.1.0"
-    assert server._reason(log.format(stub)) == stub
-    failed = "failed to load 'a' version 1: Internal: first"
-    line = f'E1121 03:56:31.046955 3766 model_lifecycle.cc:642] "{failed}\\nsecond\\n"'
-    assert server._reason(log.format(f"{stub}\n{line}")) == f"{failed}\nsecond"
+    assert triton_log.reasons(LOG.format(stub)) == [stub]
+    frames = [f"  /lib/{number}.py(1): f" for number in range(9)]
+    shown = "\n".join([*frames[:2], "  ...", *frames[-3:]])
+    line = error(FAILED.format("ValueError", "\\n".join(frames) + "\\n"))
+    said = "failed to load 'a' version 1: Internal: ValueError: first\nsecond\nAt:\n" + shown
+    assert triton_log.reasons(LOG.format(f"{stub}\n{line}")) == [said]
+    line = error(FAILED.format("TritonModelException", frames[0] + "\\n"))
+    said = "failed to load 'a' version 1: Internal: TritonModelException: first\nsecond"
+    assert triton_log.reasons(LOG.format(line)) == [said]
+
+
+def test_an_ensemble_does_not_repeat_what_its_part_has_said() -> None:
+    line = error("ensemble 't' depends on 'a' which has no loaded version. Model 'a' loading failed with error: x\\ny;")
+    assert triton_log.reasons(line) == ["ensemble 't' depends on 'a' which has no loaded version"]
 
 
 def test_only_ipv4_is_listened_on(tmp_path: Path) -> None:
