@@ -9,7 +9,7 @@ are in `rules/`, one theme per file; a backend that is not in the table here has
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from converter.errors import SourceError, SourceMissingError
 from converter.manifest import CONFIG_PBTXT
@@ -18,8 +18,9 @@ from model_repository import config, fastertransformer, tensorrt_llm
 from model_repository.rules import ensemble, generic, python_based
 from model_repository.rules import fastertransformer as ft_rules
 from model_repository.rules import tensorrt_llm as trtllm_rules
-from model_repository.rules.base import ERROR, Finding, Model, Rule, placeholder
+from model_repository.rules.base import ERROR, WARNING, Finding, Model, Rule, placeholder
 from model_repository.rules.places import places
+from model_repository.versions import KEPT
 
 RULES: dict[str, tuple[Rule, ...]] = {
     ensemble.PLATFORM: ensemble.RULES,
@@ -62,30 +63,59 @@ def validate(uri: str) -> list[Finding]:
         if model is not None:
             for rule in (*generic.RULES, *RULES.get(model.backend, ())):
                 findings += rule(model, models)
+            findings += _kept(model, models)
     return sorted(findings, key=lambda finding: (finding.model, finding.file, finding.line or 0))
 
 
-def _model(storage: Storage, files: dict[str, int]) -> Model | list[Finding]:
-    """The model in a folder, or why its config.pbtxt cannot be read."""
-    if CONFIG_PBTXT not in files:
+def _model(storage: Storage, files: dict[str, int], source: str = CONFIG_PBTXT) -> Model | list[Finding]:
+    """The model in a folder as `source` configures it, or why that cannot be read."""
+    if source not in files:
         return list(generic.without_config(storage.name, sorted(files)))
-    data = storage.read(CONFIG_PBTXT)
+    where, data = f"{storage.name}/{source}", storage.read(source)
     try:
         text = data.decode()
-        parsed = config.parse(text, CONFIG_PBTXT)
+        parsed = config.parse(text, source)
     except UnicodeDecodeError as error:
         line = data[: error.start].count(b"\n") + 1
-        return [_unreadable(storage.name, line, f"{error}", "save it as UTF-8")]
+        return [_unreadable(where, line, f"{error}", "save it as UTF-8")]
     except SourceError as error:
-        return list(_unparsed(storage.name, text, str(error)))
-    return Model(storage, files, tuple(storage.folders()), parsed, places(text))
+        return list(_unparsed(where, text, str(error)))
+    return Model(storage, files, tuple(storage.folders()), parsed, places(text), source)
 
 
-def _unparsed(name: str, text: str, message: str) -> Iterator[Finding]:
+def _kept(model: Model, models: Mapping[str, Model | None]) -> Iterator[Finding]:
+    """What `publish` keeps for going back: configs/<N>.pbtxt has to serve version N as config.pbtxt serves another."""
+    for name in sorted(model.files):
+        number = int(match[1]) if (match := KEPT.fullmatch(name)) else 0
+        if not number:
+            continue
+        found = _model(model.storage, dict(model.files), name)
+        if not isinstance(found, Model):
+            yield from found
+        elif number not in model.versions:
+            if number in model.config.version_policy.specific.versions:
+                continue  # told already
+            mend = "remove it, or publish that version"
+            yield found.finding("the config of a version that is there", f"no folder {number}/", mend, severity=WARNING)
+        elif list(found.config.version_policy.specific.versions) != [number]:
+            expected = f"version_policy {{ specific {{ versions: [{number}] }} }}, as `publish` writes it"
+            served = " ".join(str(found.config.version_policy).split()) or "none"
+            yield found.finding(expected, served, "correct it: a rollback writes it as it is", at="version_policy")
+        elif model.served == [number]:
+            if found.config != model.config:
+                mend = "copy the one that is right over the other: a rollback brings back the one that is kept"
+                expected = f"the same as in {CONFIG_PBTXT}, which serves version {number}"
+                yield found.finding(expected, "another configuration", mend, severity=WARNING)
+        else:
+            for rule in (*generic.OF_CONFIGS, *RULES.get(found.backend, ())):
+                yield from rule(found, models)
+
+
+def _unparsed(where: str, text: str, message: str) -> Iterator[Finding]:
     """The first fault, which is all that protobuf says; a placeholder is what it is most often."""
     match = PLACE.search(message)
     if not match:
-        yield _unreadable(name, None, message, "correct it")
+        yield _unreadable(where, None, message, "correct it")
         return
     number = int(match["line"])
     lines = text.splitlines()
@@ -93,8 +123,8 @@ def _unparsed(name: str, text: str, message: str) -> Iterator[Finding]:
     unfilled = placeholder(line)
     mend = f"put a value for {unfilled}" if unfilled else "correct it"
     found = f"in column {match['column']}: {match['what'].strip()}" + (f" in {line.strip()}" if unfilled else "")
-    yield _unreadable(name, number, found, mend)
+    yield _unreadable(where, number, found, mend)
 
 
-def _unreadable(name: str, line: int | None, found: str, mend: str) -> Finding:
-    return Finding(ERROR, name, f"{name}/{CONFIG_PBTXT}", line, "a Triton model configuration", found, mend)
+def _unreadable(where: str, line: int | None, found: str, mend: str) -> Finding:
+    return Finding(ERROR, where.split("/")[0], where, line, "a Triton model configuration", found, mend)

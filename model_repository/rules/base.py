@@ -53,6 +53,7 @@ class Model:
     folders: tuple[str, ...]  # directly below, empty ones too
     config: ModelConfig
     places: dict[str, int]
+    source: str = CONFIG_PBTXT  # the file that the config is of
 
     @property
     def name(self) -> str:
@@ -111,15 +112,16 @@ class Model:
         return [str(ModelInstanceGroup.Kind.Name(group.kind)) for group in self.config.instance_group]
 
     def finding(
-        self, expected: str, found: str, mend: str, *, at: str = "", file: str = CONFIG_PBTXT, severity: str = ERROR
+        self, expected: str, found: str, mend: str, *, at: str = "", file: str | None = None, severity: str = ERROR
     ) -> Finding:
         """What a rule returns.
 
         Args:
             at: the field of config.pbtxt, as `input[1].name` or `parameters:data_type`.
-            file: below the model's folder; an absolute path is one outside of the repository.
+            file: below the model's folder, by default its configuration; an absolute path is one outside of it.
         """
         line = line_of(self.places, at) if at else None
+        file = self.source if file is None else file
         where = file if file.startswith("/") else f"{self.name}/{file}"
         return Finding(severity, self.name, where, line, expected, found, mend)
 

@@ -38,10 +38,10 @@ def steps_name_models(model: Model, models: Models) -> Iterator[Finding]:
 def maps_fit_the_steps(model: Model, models: Models) -> Iterator[Finding]:
     """Every tensor that is mapped exists in the step's model, and what the model requires is fed."""
     for i, step in enumerate(model.config.ensemble_scheduling.step):
-        target, at = _declaring(step.model_name, models), STEP.format(i=i)
+        target, at = declaring(step.model_name, models), STEP.format(i=i)
         if target is None:
             continue
-        inputs, outputs = _inputs(target), _outputs(target)
+        inputs, outputs = inputs_of(target), outputs_of(target)
         for kind, mapped, known in (("input", step.input_map, inputs), ("output", step.output_map, outputs)):
             for name in sorted(mapped):
                 if name not in known:
@@ -107,25 +107,39 @@ def ensembles_have_no_instances(model: Model, models: Models) -> Iterator[Findin
         )
 
 
+def batches_fit_the_steps(model: Model, models: Models) -> Iterator[Finding]:
+    """Triton refuses an ensemble that takes larger batches than one of its steps (ensemble_utils.cc)."""
+    steps = model.config.ensemble_scheduling.step
+    sizes = {name: target.config.max_batch_size for step in steps if (target := models.get(name := step.model_name))}
+    if sizes and model.config.max_batch_size > min(sizes.values()):
+        name = min(sizes, key=sizes.__getitem__)
+        yield model.finding(
+            f"max_batch_size of at most {sizes[name]}, as {name} has it",
+            str(model.config.max_batch_size),
+            "give both the same",
+            at="max_batch_size",
+        )
+
+
 def types_agree(model: Model, models: Models) -> Iterator[Finding]:
     """A tensor has one type all the way: where it comes from, in every step that takes it, where it leaves."""
     steps = model.config.ensemble_scheduling.step
     origin = {tensor.name: (tensor.data_type, "an input of the ensemble") for tensor in model.config.input}
     for step in steps:
-        target = _declaring(step.model_name, models)
+        target = declaring(step.model_name, models)
         for key, tensor in step.output_map.items():
-            if target and key in _outputs(target):
-                origin.setdefault(tensor, (_outputs(target)[key], f"{step.model_name}'s {key}"))
+            if target and key in outputs_of(target):
+                origin.setdefault(tensor, (outputs_of(target)[key], f"{step.model_name}'s {key}"))
     for i, step in enumerate(steps):
-        target = _declaring(step.model_name, models)
+        target = declaring(step.model_name, models)
         for key in sorted(step.input_map):
             tensor = step.input_map[key]
-            if target and key in _inputs(target) and tensor in origin:
+            if target and key in inputs_of(target) and tensor in origin:
                 dtype, source = origin[tensor]
-                if _inputs(target)[key] != dtype:
+                if inputs_of(target)[key] != dtype:
                     yield model.finding(
                         f"{type_name(dtype)}, as {source} has it",
-                        f"{step.model_name}'s {key} takes {type_name(_inputs(target)[key])}",
+                        f"{step.model_name}'s {key} takes {type_name(inputs_of(target)[key])}",
                         f"give {tensor!r} one type, or put a step between that converts it",
                         at=f"{STEP.format(i=i)}.input_map:{key}",
                     )
@@ -179,7 +193,7 @@ def _reach(calls: dict[str, set[str]], start: str) -> set[str]:
     return found
 
 
-def _declaring(name: str, models: Models) -> Model | None:
+def declaring(name: str, models: Models) -> Model | None:
     """The model, if its config.pbtxt says all that it takes and gives."""
     target = models.get(name)
     if target is None or target.backend in COMPLETED or not (target.config.input and target.config.output):
@@ -187,11 +201,13 @@ def _declaring(name: str, models: Models) -> Model | None:
     return target
 
 
-def _inputs(model: Model) -> dict[str, int]:
+def inputs_of(model: Model) -> dict[str, int]:
+    """Name -> type."""
     return {tensor.name: tensor.data_type for tensor in model.config.input}
 
 
-def _outputs(model: Model) -> dict[str, int]:
+def outputs_of(model: Model) -> dict[str, int]:
+    """Name -> type."""
     return {tensor.name: tensor.data_type for tensor in model.config.output}
 
 
@@ -201,6 +217,7 @@ RULES = (
     tensors_have_one_producer,
     inputs_are_used,
     ensembles_have_no_instances,
+    batches_fit_the_steps,
     types_agree,
     steps_end,
 )

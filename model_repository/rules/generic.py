@@ -12,7 +12,10 @@ from dataclasses import replace
 
 from google.protobuf.message import Message
 
-from converter.manifest import CONFIG_PBTXT
+from converter import manifest
+from converter.errors import SourceError
+from converter.manifest import CONFIG_PBTXT, MANIFEST, PARTS
+from model_repository import fastertransformer
 from model_repository.rules.base import ERROR, UNFILLED, VERSION, WARNING, Finding, Model, Models, placeholder, some
 from model_repository.rules.places import AGAIN
 
@@ -149,6 +152,24 @@ def policy_is_specific(model: Model, models: Models) -> Iterator[Finding]:
         )
 
 
+def files_are_whole(model: Model, models: Models) -> Iterator[Finding]:
+    """Of versions that have a manifest, as all have that were published. FasterTransformer's weights have own rules."""
+    for version in model.complete:
+        if model.backend == fastertransformer.BACKEND or MANIFEST not in model.below(version):
+            continue
+        try:
+            listed = manifest.files_of(manifest.load(model.storage.below(str(version))))
+        except SourceError as error:
+            yield model.finding("a manifest of ftconvert", str(error), "publish it again", file=f"{version}/{MANIFEST}")
+            continue
+        there = model.below(version)
+        for name, file in sorted(listed.items()):
+            if there.get(name) != file.size:
+                found = f"{there[name]} bytes" if name in there else "no such file"
+                where = f"{version}/{name}"
+                yield model.finding(f"{file.size} bytes", found, "publish the version again", file=where)
+
+
 def conversions_are_finished(model: Model, models: Models) -> Iterator[Finding]:
     """What `.parts/` says is under way, or was killed."""
     for version in model.versions:
@@ -172,8 +193,6 @@ def unfinished(model: str, journal: str, severity: str) -> Finding:
 
 def without_config(model: str, files: list[str]) -> Iterator[Finding]:
     """A folder without config.pbtxt: Triton would refuse the whole repository, or complete it from few files."""
-    from converter.manifest import PARTS
-
     if journal := next((name for name in sorted(files) if f"/{PARTS}/" in f"/{name}"), ""):
         yield unfinished(model, journal, ERROR)
     elif not any(part in TELLING for name in files for part in name.split("/")[1:2]):
@@ -182,12 +201,17 @@ def without_config(model: str, files: list[str]) -> Iterator[Finding]:
         yield Finding(ERROR, model, f"{model}/{CONFIG_PBTXT}", None, "a model's configuration", found, mend)
 
 
-RULES = (
+# What holds for every config.pbtxt, those that are kept for going back included; and what for the folder around them.
+OF_CONFIGS = (
     name_is_the_folder,
     backend_is_named,
     strings_are_filled,
     names_are_unique,
     keys_are_unique,
+    files_are_whole,
+)
+RULES = (
+    *OF_CONFIGS,
     versions_are_numbers,
     versions_have_files,
     policy_names_what_is_there,

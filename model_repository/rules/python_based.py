@@ -13,8 +13,8 @@ from typing import Any
 
 from converter.errors import SourceError
 from converter.formats.outside import load_json
+from model_repository.rules import scripts
 from model_repository.rules.base import ERROR, WARNING, Finding, Model, Models, some, whole
-from model_repository.rules.tensorrt_llm import scripts_stream_like_their_model
 
 MODEL_PY, MODEL_YAML, MODEL_JSON, LORA_JSON = "model.py", "model.yaml", "model.json", "multi_lora.json"
 # Arguments that newer releases of vLLM do not know: a TypeError when the model is loaded (vllm issue 23283).
@@ -158,5 +158,5 @@ def _instances(model: Model, arguments: dict[str, Any]) -> Iterator[Finding]:
     )
 
 
-PYTHON = (scripts_are_there, llmapi_is_set_in_its_yaml, scripts_stream_like_their_model)
+PYTHON = (scripts_are_there, llmapi_is_set_in_its_yaml, *scripts.RULES)
 VLLM = (engines_have_arguments,)

@@ -78,21 +78,6 @@ def streams_can_be_asked_for(model: Model, models: Models) -> Iterator[Finding]:
         )
 
 
-def scripts_stream_like_their_model(model: Model, models: Models) -> Iterator[Finding]:
-    """A script (tensorrt_llm_bls) calls a decoupled model as one exactly if it is one itself (its lib/decode.py)."""
-    target = models.get(model.filled("tensorrt_llm_model_name"))
-    if not target:
-        return
-    ours, theirs = (bool(one.config.model_transaction_policy.decoupled) for one in (model, target))
-    if ours != theirs:
-        yield model.finding(
-            f"decoupled: {str(theirs).lower()}, as {target.name} has it",
-            str(ours).lower(),
-            "give both the same",
-            at="model_transaction_policy.decoupled",
-        )
-
-
 # -------------------------------------------------------------------------------------------------------------- engine
 
 
