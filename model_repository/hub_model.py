@@ -10,13 +10,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from converter.convert import checked_name
 from converter.errors import OptionsError, SourceError
-from converter.formats import folder, hub, is_hub
+from converter.formats import folder, hub, huggingface, is_hub
 from converter.formats.huggingface import CONFIG
 from converter.formats.outside import load_json
+from converter.storage import LocalStorage, open_storage
 from model_repository.build import Wanted, served_path
 
 
@@ -55,6 +57,25 @@ def find(wanted: Wanted) -> HubModel:
     if "model_type" not in config:
         raise SourceError(f"{weights.path(CONFIG)}: expected a Hugging Face model, found no `model_type`")
     return HubModel(checked_name(wanted.name or weights.name), served_path(wanted.engine_dir, weights), "", config)
+
+
+def tokenizer(wanted: Wanted) -> dict[str, str]:
+    """The engine's argument for --tokenizer, empty where none is given: a folder, which transformers opens.
+
+    Raises:
+        SourceMissingError, SourceError: no tokenizer there.
+        OptionsError: one that only the server of ids could take: a single file, or one in a bucket.
+    """
+    if not wanted.tokenizer:
+        return {}
+    huggingface.tokenizer(wanted.tokenizer)
+    where = open_storage(wanted.tokenizer)
+    if not (isinstance(where, LocalStorage) and where.is_folder()):
+        raise OptionsError(
+            f"--tokenizer {wanted.tokenizer}: expected a folder on a disk, as save_pretrained writes it: that is what "
+            f"--backend {wanted.backend} opens. --set tokenizer=PATH names one that only the server has"
+        )
+    return {"tokenizer": str(Path(str(where)).resolve())}
 
 
 def check_ranks(model: HubModel, tensor_parallel: int) -> None:

@@ -16,10 +16,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from converter.errors import UsageError
-from converter.formats import huggingface
 from converter.storage import open_storage
 from model_repository import hub_model
-from model_repository.build import Wanted, served_path
+from model_repository.build import Wanted
 from model_repository.config import Tensor, add_inputs, add_outputs, new_model
 from model_repository.ensemble import SCRIPTS
 from model_repository.repository import add_model
@@ -71,6 +70,9 @@ INPUTS = (
     flag("return_stop_reason"),
     flag("return_cumulative_logprob"),
     flag("stop"),
+    # Read by the model.py of TensorRT-LLM 1.3 and later, the first three together; it needs enable_lora=true.
+    Tensor("lora_id", "UINT64", (1,), optional=True),
+    *(Tensor(f"lora_{name}", "STRING", (1,), optional=True) for name in ("name", "path", "ckpt_source")),
 )
 OUTPUTS = (
     *(Tensor(name, "STRING", (-1,)) for name in ("text_output", "finish_reason", "stop_reason")),
@@ -102,10 +104,7 @@ def build(wanted: Wanted) -> str:
     arguments: dict[str, Any] = {"model": model.path, "backend": "pytorch"}
     arguments |= {"tensor_parallel_size": 1, "pipeline_parallel_size": 1}
     arguments |= {"revision": model.revision} if model.revision else {}
-    if wanted.tokenizer:
-        huggingface.tokenizer(wanted.tokenizer)
-        arguments["tokenizer"] = served_path("", open_storage(wanted.tokenizer))
-    arguments |= values
+    arguments |= hub_model.tokenizer(wanted) | values
     hub_model.check_ranks(model, arguments["tensor_parallel_size"])
     config = new_model(model.name, VERSION, BACKEND)
     add_inputs(config, INPUTS)

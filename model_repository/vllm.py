@@ -17,11 +17,11 @@ from typing import Any
 from tritonclient.grpc.model_config_pb2 import ModelConfig, ModelInstanceGroup
 
 from converter.errors import OptionsError, UsageError
-from converter.formats import huggingface, lora
+from converter.formats import lora
 from converter.formats.outside import load_json
 from converter.storage import LocalStorage, open_storage
 from model_repository import hub_model
-from model_repository.build import Wanted, served_path
+from model_repository.build import Wanted
 from model_repository.config import add_parameters, new_model
 from model_repository.repository import add_model
 from model_repository.settings import FRACTION, SWITCH, Setting, as_text, one_of, read, whole
@@ -94,10 +94,8 @@ def build(wanted: Wanted) -> str:
         "model": model.path,
         **({"revision": model.revision} if model.revision else {}),
         **DEFAULTS,
+        **hub_model.tokenizer(wanted),
     }
-    if wanted.tokenizer:
-        huggingface.tokenizer(wanted.tokenizer)
-        arguments["tokenizer"] = served_path("", open_storage(wanted.tokenizer))
     arguments |= _of_adapters(adapters) | values
     hub_model.check_ranks(model, arguments["tensor_parallel_size"])
     _check(arguments, adapters)

@@ -128,7 +128,9 @@ def test_llmapi(tmp_path: Path, weights: dict[str, Path]) -> None:
     assert [tensor.name for tensor in found.input if not tensor.optional] == ["text_input"]
     inputs = {tensor.name: DataType.Name(tensor.data_type) for tensor in found.input}
     assert inputs["sampling_param_max_tokens"] == "TYPE_INT32"
-    assert len(inputs) == 17
+    assert len(inputs) == 21
+    loras = {"lora_id": "TYPE_UINT64", **{f"lora_{name}": "TYPE_STRING" for name in ("name", "path", "ckpt_source")}}
+    assert loras.items() <= inputs.items()
     assert {tensor.name for tensor in found.output} >= {"text_output", "kv_cache_hit_rate", "total_draft_tokens"}
     assert len(found.output) == 16
 
@@ -183,6 +185,25 @@ def test_tensorrtllm_parameters(tmp_path: Path, weights: dict[str, Path]) -> Non
     assert (found.max_batch_size, list(found.dynamic_batching.preferred_batch_size)) == (64, [64])
     told = {"enable_chunked_context": "true", "decoding_mode": "top_p", "gpu_device_ids": "0,1;2"}
     assert told.items() <= stated(found).items()
+
+
+# ------------------------------------------------------------------------------------------------------------ tokenizer
+
+
+@pytest.mark.parametrize(("backend", "file"), [("vllm", "model.json"), ("llmapi", "model.yaml")])
+def test_backends_that_open_a_tokenizer_are_told_its_folder(
+    tmp_path: Path, weights: dict[str, Path], example: Path, backend: str, file: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A relative one becomes absolute; a single file is none that they could open."""
+    (tmp_path / "spoken").mkdir()
+    (tmp_path / "spoken" / "tokenizer.json").write_text("{}")
+    monkeypatch.chdir(tmp_path)
+    files = built(backend, "--tokenizer", "spoken", weights[backend], tmp_path / "m")
+    assert yaml.safe_load(files[f"small/1/{file}"])["tokenizer"] == str(tmp_path / "spoken")
+    for wrong in (example / "spiece.model", tmp_path / "spoken" / "tokenizer.json"):
+        message = refused(78, *BUILD, backend, "--tokenizer", wrong, weights[backend], tmp_path / "models")
+        assert "expected a folder on a disk" in message
+    assert "no such tokenizer" in refused(66, *BUILD, backend, "--tokenizer", "no", weights[backend], tmp_path / "n")
 
 
 # -------------------------------------------------------------------------------------------------------------- refused

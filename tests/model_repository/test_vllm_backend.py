@@ -19,6 +19,7 @@ import pytest
 import tiny
 import torch
 import tritonclient.grpc as triton
+from broken.good import BUILD, run
 from networks import tiny_gpt2
 from peft import LoraConfig, PeftModel, get_peft_model
 from tokenizers import Tokenizer, decoders, pre_tokenizers
@@ -75,14 +76,24 @@ def add(repository: Path, name: str, settings: dict[str, Any], adapters: dict[st
 
 @pytest.fixture(scope="module")
 def server(source: Path, adapters: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[TritonServer]:
+    """Serves what `repository build` made, with adapters, and with what only a GPU looks at."""
     folder = tmp_path_factory.mktemp("repository")
-    gpu = {"gpu_memory_utilization": 0.5, "tensor_parallel_size": 2, "enforce_eager": True, "dtype": "bfloat16"}
-    settings = {"model": str(source), "enable_lora": "true", "max_model_len": 64, "max_lora_rank": 8, **gpu}
-    add(folder, "llm", settings, adapters)
+    values = {
+        "gpu_memory_utilization": 0.5,
+        "tensor_parallel_size": 2,
+        "enforce_eager": True,
+        "dtype": "bfloat16",
+        "max_model_len": 64,
+        "multi_lora": adapters,
+        "speculative_config": {"method": "ngram", "num_speculative_tokens": 4},
+    }
+    options = [word for key, value in values.items() for word in ("--set", f"{key}={json.dumps(value)}")]
+    run(*BUILD, "vllm", "--name", "llm", *options, source, folder)
     with TritonServer(folder, log_path=folder.parent / "triton.log") as server:
         yield server
     logged = (folder.parent / "triton.log").read_text()
-    assert "not looked at on a CPU: dtype, enforce_eager, gpu_memory_utilization, tensor_parallel_size" in logged
+    ignored = "dtype, enforce_eager, gpu_memory_utilization, max_loras, speculative_config, tensor_parallel_size"
+    assert f"not looked at on a CPU: {ignored}" in logged
 
 
 def ask(server: TritonServer, text: str = PROMPT, sampling: Any = None, **flags: bool) -> list[Any]:
@@ -262,7 +273,7 @@ BROKEN: dict[str, tuple[dict[str, Any], str]] = {
     "quantized": ({"quantization": "awq"}, "quantization.*not supported on a CPU"),
     "nowhere": ({"model": "/nowhere/at/all"}, "/nowhere/at/all"),
     "unnamed": ({"model": None}, "the path of a Hugging Face folder"),
-    "no_adapters": ({"enable_lora": True}, "multi_lora.json: no such file"),
+    "no_adapters": ({"enable_lora": "true"}, "multi_lora.json: no such file"),
     "low_rank": ({"enable_lora": True, "max_lora_rank": 2}, "first has rank 4; expected at most max_lora_rank, 2"),
 }
 
