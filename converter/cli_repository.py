@@ -33,7 +33,8 @@ def repository() -> None:
     "--tokenizer",
     default="",
     metavar="PATH",
-    help="SentencePiece .model, tokenizer.json or folder: adds REPOSITORY/<name>_text, which takes and gives text.",
+    help="SentencePiece .model, tokenizer.json or folder: adds REPOSITORY/<name>_text, which takes and gives text. For "
+    "llmapi, vllm and python, which do so by themselves: the folder of another tokenizer than the model's own.",
 )
 @click.option(
     "--engine-dir",
@@ -54,7 +55,21 @@ def build(backend: str, **options: Any) -> None:
     """Add the model of WEIGHTS to REPOSITORY as REPOSITORY/<name>/, for the backend that shall serve it.
 
     WEIGHTS is what the backend reads: FasterTransformer weights (copied), a TensorRT-LLM checkpoint, or a Hugging Face
-    model for llmapi, vllm and python.
+    model for llmapi, vllm and python. For a TensorRT-LLM model with an encoder --engine-dir holds encoder/ and decoder/.
+
+    \b
+    --set, of which docs/repository-build.md has all:
+      batching         max_batch_size, max_queue_delay_microseconds,
+                       preferred_batch_size=[4,8], instance_count
+      with text        max_tokens, warmup=true (samples of the tokenizer),
+                       preprocessing_instance_count, postprocessing_...
+      tensorrtllm      parameters of its config.pbtxt:
+                       kv_cache_free_gpu_mem_fraction, max_beam_width, ...
+      vllm             arguments of its engine: tensor_parallel_size,
+                       gpu_memory_utilization, speculative_config={...},
+                       multi_lora={"name": "/folder", ...}
+      llmapi           arguments of tensorrt_llm.LLM
+      python           kind=gpu, dtype=bfloat16
     """
     from model_repository.build import Wanted
 

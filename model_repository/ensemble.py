@@ -147,10 +147,14 @@ def tokenizer_files(uri: str) -> Companions:
     return found
 
 
-def text_models(model: ModelConfig, version: int, speech: Speech, tokenizer: Companions) -> list[Model]:
-    """The models beside `model`, the ensemble last."""
+def text_models(
+    model: ModelConfig, version: int, speech: Speech, tokenizer: Companions, values: Mapping[str, Any]
+) -> list[Model]:
+    """The models beside `model`, the ensemble last; `values` are settings.TEXT."""
     beside = {f"{FOLDER}/{name}": data for name, data in tokenizer.read().items()}
     pre, post = preprocessing(model, version, speech), postprocessing(model, version, speech)
+    for config, key in ((pre, "preprocessing_instance_count"), (post, "postprocessing_instance_count")):
+        config.instance_group[0].count = values.get(key, 1)
     return [
         Model(pre, version, script("preprocessing") | beside),
         Model(post, version, script("postprocessing") | beside),

@@ -11,10 +11,10 @@ import json
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from tritonclient.grpc.model_config_pb2 import ModelConfig
+from tritonclient.grpc.model_config_pb2 import DataType, ModelConfig
 
 from converter.convert import WEIGHTS, Conversion, Request, convert, prepare
-from converter.errors import SourceError
+from converter.errors import OptionsError, SourceError
 from converter.families import family_named
 from converter.formats import locate, manifest_folder
 from converter.formats.fastertransformer import FOLDER, folder, layout_of, ranks
@@ -48,7 +48,8 @@ PARAMETERS = {
     "enable_custom_all_reduce": one_of(0, 1),
     "int8_mode": one_of(0, 1, 2),
 }
-SETTINGS = {**BATCHING, **TEXT, **PARAMETERS}
+IDS_TYPE = "output_ids_type"  # of T5's outputs: UINT32 for versions before FasterTransformer 5.1.1
+SETTINGS = {**BATCHING, **TEXT, **PARAMETERS, IDS_TYPE: one_of("INT32", "UINT32")}
 
 # How to decode, the same for all families.
 SAMPLING = (
@@ -127,7 +128,11 @@ OUTPUTS = {
 def model_config(
     manifest: Mapping[str, Any], version: int, manifest_sha256: str, values: Mapping[str, Any] | None = None
 ) -> ModelConfig:
-    """The config of the model that `manifest` describes, serving exactly `version`; `values` are SETTINGS."""
+    """The config of the model that `manifest` describes, serving exactly `version`; `values` are SETTINGS.
+
+    Raises:
+        OptionsError: settings that contradict the model or each other.
+    """
     options = manifest["options"]
     model_type = layout_of(family_named(manifest["family"])).model_type
     # KIND_CPU is the only kind the backend accepts: it takes the GPUs itself.
@@ -141,6 +146,13 @@ def model_config(
             # both names are what the backend looks for (libfastertransformer.cc, ValidateInputs)
             add_item_shapes(config, tensor.name, f"{tensor.name}_item_shape")
     add_outputs(config, OUTPUTS[model_type])
+    if values and IDS_TYPE in values:
+        if model_type != "T5":
+            raise OptionsError(
+                f"--set {IDS_TYPE}: only T5's outputs have changed their type; {model_type}'s are UINT32"
+            )
+        for tensor in config.output[:2]:
+            tensor.data_type = DataType.Value(f"TYPE_{values[IDS_TYPE]}")
     add_parameters(
         config,
         {
@@ -178,7 +190,7 @@ def finishing(conversion: Conversion, values: Mapping[str, Any] | None = None) -
     repeats = layout_of(family_named(conversion.manifest["family"])).model_type != "T5"
     speech = Speech(conversion.manifest["config"], repeats, False, values.get("max_tokens", MOST_TOKENS))
     tokenizer = tokenizer_files(request.tokenizer) if request.tokenizer else None
-    beside = text_models(config, version, speech, tokenizer) if tokenizer else []
+    beside = text_models(config, version, speech, tokenizer, values) if tokenizer else []
     if request.overwrite:
         check_replaceable(repository, beside)
     else:

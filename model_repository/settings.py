@@ -57,9 +57,14 @@ BATCHING = {
     "preferred_batch_size": SIZES,
     "instance_count": whole(1),
 }
-# Of models that have a text interface beside them: the default of max_tokens, and whether Triton runs a sample of the
-# tokenizer's through the model before it is ready.
-TEXT = {"max_tokens": whole(1), "warmup": SWITCH}
+# Of models that have a text interface beside them: the default of max_tokens, whether Triton runs a sample of the
+# tokenizer's through the model before it is ready, and how many processes make ids of text and text of ids.
+TEXT = {
+    "max_tokens": whole(1),
+    "warmup": SWITCH,
+    "preprocessing_instance_count": whole(1),
+    "postprocessing_instance_count": whole(1),
+}
 
 
 def read(settings: Sequence[str], known: Mapping[str, Setting], any_key: bool = False) -> dict[str, Any]:

@@ -192,6 +192,10 @@ SETTINGS = {
     "max_beam_width": whole(1),
     "gpt_model_type": one_of("inflight_fused_batching", "inflight_batching", "V1"),
     "batch_scheduler_policy": one_of("guaranteed_no_evict", "max_utilization", "static_batch"),
+    # model_instance_state.cc, getExecutorConfigFromParams
+    "decoding_mode": one_of(
+        *("top_k", "top_p", "top_k_top_p", "beam_search", "medusa", "redrafter", "lookahead", "eagle")
+    ),
     "bls_instance_count": whole(1),
 }
 del SETTINGS["instance_count"]  # one instance batches in flight, and the backend takes its GPUs
@@ -225,6 +229,8 @@ def build(wanted: Wanted) -> str:
     decoder = str(engine / "decoder" if encoder else engine)
     if "cross_kv_cache_fraction" in values and not encoder:
         raise OptionsError("--set cross_kv_cache_fraction: the backend loads no model with it that has no encoder")
+    if encoder and as_text(values.get("enable_chunked_context", False)) == "true":
+        raise OptionsError("--set enable_chunked_context=true: not supported for a model with an encoder")
     config = model_config(
         *(name, VERSION, decoder, encoder),
         decoupled=wanted.decoupled,
@@ -241,7 +247,7 @@ def build(wanted: Wanted) -> str:
     config.model_warmup.extend(samples.entries)
     models = [Model(config, VERSION, NO_FILES, samples.files)]
     if tokenizer:
-        beside = text_models(config, VERSION, speech, tokenizer)
+        beside = text_models(config, VERSION, speech, tokenizer, values)
         streaming = bls(
             config, VERSION, beside[-1].config, tokenizer, values.get("bls_instance_count", config.max_batch_size)
         )

@@ -15,7 +15,7 @@ from converter import manifest
 from converter.errors import SourceError
 from converter.formats.outside import load_json
 from converter.storage import LocalStorage
-from model_repository.rules.base import WARNING, Finding, Model, Models, placeholder, some
+from model_repository.rules.base import WARNING, Finding, Model, Models, placeholder, some, whole
 from model_repository.rules.fastertransformer import manifest_is_the_one
 
 CONFIG = "config.json"
@@ -53,6 +53,13 @@ def encoders_share_the_cache(model: Model, models: Models) -> Iterator[Finding]:
         mend = "remove it, or name the engine of the encoder"
         found = f"{CROSS} without encoder_model_path"
         yield model.finding(f"no {CROSS} without an encoder", found, mend, at=f"parameters:{CROSS}")
+
+
+def encoders_take_whole_prompts(model: Model, models: Models) -> Iterator[Finding]:
+    """Chunked context is not for encoder-decoder models (TensorRT-LLM, docs of the parameters)."""
+    if model.filled("encoder_model_path") and model.filled("enable_chunked_context") == "true":
+        at, expected = "parameters:enable_chunked_context", "enable_chunked_context false: the model has an encoder"
+        yield model.finding(expected, "true", "remove it", at=at)
 
 
 def the_backend_takes_the_gpus(model: Model, models: Models) -> Iterator[Finding]:
@@ -120,6 +127,10 @@ def _ranks(model: Model, key: str, engine: LocalStorage) -> Iterator[Finding]:
             yield model.finding(
                 f"a file for each of the {ranks} ranks", found, "build or copy it again", file=engine.path(name)
             )
+    beams = stated["build_config"].get("max_beam_width") if built and "build_config" in stated else None
+    if isinstance(beams, int) and (wanted := whole(model.filled("max_beam_width"))) > beams:
+        at, mend = "parameters:max_beam_width", f"max_beam_width {beams}, or build the engine for more"
+        yield model.finding(f"at most {beams} beams, as the engine is built for", str(wanted), mend, at=at)
     yield from _devices(model, ranks)
     if key == PATHS[0]:
         parent = engine.parent() if engine.name == "decoder" else None
@@ -150,6 +161,7 @@ def _devices(model: Model, ranks: int) -> Iterator[Finding]:
 RULES = (
     parameters_are_there,
     encoders_share_the_cache,
+    encoders_take_whole_prompts,
     the_backend_takes_the_gpus,
     streams_can_be_asked_for,
     engines_are_there,

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
-from broken.changes import Case, Change, edited, kind, parameter, removed, without, written
+from broken.changes import Case, Change, both, edited, kind, parameter, removed, without, written
 from model_repository import config
 
 
@@ -22,6 +23,16 @@ def engine(change: Change) -> Change:
     """Change the engine."""
     return lambda model: change(engine_of(model))
 
+
+def built(checkpoint: Path) -> None:
+    """An engine of it, as trtllm-build lays one out."""
+    config = checkpoint / "config.json"
+    config.write_text(json.dumps({"pretrained_config": json.loads(config.read_text()), "build_config": BUILT_FOR}))
+    for rank in checkpoint.glob("rank*.safetensors"):
+        rank.rename(rank.with_suffix(".engine"))
+
+
+BUILT_FOR = {"max_beam_width": 2}
 
 # fmt: off
 CASES = {
@@ -42,6 +53,12 @@ CASES = {
     "trt-on-gpu": Case("engine", kind("KIND_GPU"), "config.pbtxt", "KIND_CPU.*KIND_GPU", "instance_group"),
     "decoupled-for-nothing": Case(
         "both", without("input", "streaming"), "config.pbtxt", "input streaming", "decoupled",
+    ),
+    "chunked-encoder": Case(
+        "both", parameter("enable_chunked_context", "true"), "config.pbtxt", "has an encoder", "enable_chunked_context"
+    ),
+    "more-beams-than-the-engine": Case(
+        "engine", both(engine(built), parameter("max_beam_width", "4")), "config.pbtxt", "at most 2 beams", "max_beam",
     ),
     "missing-rank": Case("engine", engine(removed("rank1.safetensors")), "!rank1.safetensors", "2 ranks.*no such file"),
     "other-world": Case(

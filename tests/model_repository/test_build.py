@@ -179,6 +179,29 @@ def test_fastertransformer_weights_without_a_manifest(tmp_path: Path) -> None:
     assert stated(parsed(files, "mine"))["data_type"] == "fp32"
 
 
+def test_a_tree_for_older_versions_of_fastertransformer(tmp_path: Path, example: Path) -> None:
+    """T5's ids were unsigned; the whole chain has their type. Each of the text models has its own instances."""
+    source = tiny.t5x_checkpoint(tmp_path / "t5x")
+    assert ftconvert("jax-to-ft", "--layout", "weights", "--model", "ul2", source, tmp_path / "ft").exit_code == 0
+    counts = {"instance_count": 2, "preprocessing_instance_count": 3, "postprocessing_instance_count": 4}
+    options = settings(output_ids_type="UINT32", **counts)
+    files = built(
+        "fastertransformer", *options, "--tokenizer", example / "spiece.model", tmp_path / "ft", tmp_path / "m"
+    )
+    model, pre, post = (parsed(files, f"ul2{end}") for end in ("", "_preprocessing", "_postprocessing"))
+    types = {tensor.name: DataType.Name(tensor.data_type) for tensor in [*model.output, *post.input]}
+    ids = ("output_ids", "sequence_length", "TOKENS_BATCH", "SEQUENCE_LENGTH")
+    assert {name: types[name] for name in ids} == dict.fromkeys(ids, "TYPE_UINT32")
+    assert [one.instance_group[0].count for one in (model, pre, post)] == [2, 3, 4]
+
+
+def test_only_a_decoder_takes_its_prompt_in_chunks(tmp_path: Path) -> None:
+    source = tiny.t5x_checkpoint(tmp_path / "t5x")
+    assert ftconvert("jax-to-trtllm", "--model", "ul2", source, tmp_path / "trt").exit_code == 0
+    command = (*BUILD, "tensorrtllm", "--set", "enable_chunked_context=true", tmp_path / "trt", tmp_path / "models")
+    assert "not supported for a model with an encoder" in refused(78, *command)
+
+
 def test_tensorrtllm_parameters(tmp_path: Path, weights: dict[str, Path]) -> None:
     values = {"max_batch_size": 64, "enable_chunked_context": True, "decoding_mode": "top_p", "gpu_device_ids": "0,1;2"}
     found = parsed(built("tensorrtllm", *settings(**values), weights["tensorrtllm"], tmp_path))
@@ -247,6 +270,8 @@ def test_backends_that_open_a_tokenizer_are_told_its_folder(
         ("fastertransformer", 78, ["--set", "warmup=true"], "give it with --tokenizer"),
         ("tensorrtllm", 78, ["--set", "cross_kv_cache_fraction=0.5"], "loads no model with it that has no encoder"),
         ("tensorrtllm", 2, ["--set", "instance_count=2"], "no such setting"),
+        ("tensorrtllm", 2, ["--set", "decoding_mode=topk"], 'expected one of "top_k", "top_p"'),
+        ("fastertransformer", 78, ["--set", "output_ids_type=INT32"], "only T5's outputs have changed their type"),
         ("tensorrtllm", 2, ["--set", "max_beam_width=true"], "expected a whole number"),
     ],
 )
