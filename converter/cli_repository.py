@@ -55,7 +55,7 @@ def build(backend: str, **options: Any) -> None:
     """Add the model of WEIGHTS to REPOSITORY as REPOSITORY/<name>/, for the backend that shall serve it.
 
     WEIGHTS is what the backend reads: FasterTransformer weights (copied), a TensorRT-LLM checkpoint, or a Hugging Face
-    model for llmapi, vllm and python. For a TensorRT-LLM model with an encoder --engine-dir holds encoder/ and decoder/.
+    model for llmapi, vllm and python. For a TensorRT-LLM model with an encoder, --engine-dir has encoder/ and decoder/.
 
     \b
     --set, of which docs/repository-build.md has all:
@@ -131,10 +131,13 @@ def list_models(repository: str, as_json: bool) -> None:
 @repository.command()
 @click.argument("repository")
 @click.argument("name")
-@click.option("--to", type=click.IntRange(min=1), help="A version.  [default: the last complete one before]")
+@click.option("--to", type=click.IntRange(min=1), help="A version.  [default: the next lower complete one]")
 @fails_well
 def rollback(repository: str, name: str, to: int | None) -> None:
-    """Serve an older version of model NAME again, from one moment to the next; its files are checked first."""
+    """Serve an older version of model NAME again, from one moment to the next; its files are checked first.
+
+    Once more goes back one further. --to takes a newer version, too.
+    """
     from model_repository.publish import rollback as run
 
     model, version = run(repository, name, to)

@@ -23,6 +23,8 @@ MANIFEST = "manifest.json"
 PARTS = ".parts"
 JOURNAL = f"{PARTS}/0-of-1.jsonl"
 CONFIG_PBTXT = "config.pbtxt"
+KEPT = re.compile(r"configs/([1-9]\d*)\.pbtxt")  # what `repository publish` keeps of each version, for going back
+PUBLISH = "A further version of a model that is served goes through `ftconvert repository publish`."
 SAMPLES = "warmup/"  # where Triton looks for the samples that a model is warmed up with
 # files of a model without config.pbtxt, in a version folder or not
 WRITTEN = re.compile(rf"(\d+/)?({MANIFEST}|{PARTS}/[^/]+|\d+-gpu/[^/]+\.(bin|ini))")
@@ -240,8 +242,10 @@ def _occupied(destination: Destination, found: Mapping[str, int], same: bool, st
         what = "a finished conversion"
     else:
         what = _some(sorted(found))
+    served = destination.version is not None and CONFIG_PBTXT in found
     return (
         f"{root}: expected nothing there, found {what}. Choose another destination, or give --overwrite to replace it."
+        + (f" {PUBLISH}" if served else "")
     )
 
 
@@ -262,6 +266,10 @@ def _replaceable(destination: Destination, found: Mapping[str, int]) -> set[str]
     if destination.version is not None and CONFIG_PBTXT in found:
         model |= {CONFIG_PBTXT} | {name for name in found if name.split("/")[0].isdigit() or name.startswith(SAMPLES)}
     strangers = sorted(found.keys() - model)
+    if any(KEPT.fullmatch(name) for name in strangers):
+        raise DestinationError(
+            f"{destination.root}: --overwrite replaces a conversion; found published versions. {PUBLISH}"
+        )
     if strangers:
         raise DestinationError(
             f"{destination.root}: --overwrite replaces a model; this is none: {_some(strangers)}. "

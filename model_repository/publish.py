@@ -34,7 +34,7 @@ from converter.errors import (
 )
 from converter.formats import folder
 from converter.formats.raw import raw
-from converter.manifest import CONFIG_PBTXT, JOURNAL, MANIFEST, PARTS, Destination, File, Journal
+from converter.manifest import CONFIG_PBTXT, JOURNAL, KEPT, MANIFEST, PARTS, Destination, File, Journal
 from converter.plan import OutputFile, Plan, Segment
 from converter.storage import TEMPORARY, Storage, open_storage
 from converter.tensor import TensorSpec
@@ -42,7 +42,7 @@ from converter.verify import damages, missing
 from model_repository import versions
 from model_repository.config import parse
 from model_repository.gate import check_gate
-from model_repository.versions import KEPT, VERSION, Served, digest_of, kept, numbers, pinned, served
+from model_repository.versions import VERSION, Served, digest_of, kept, numbers, pinned, served
 
 KEEP = 2  # versions: the one that is served, and one to go back to
 LOCK = f"{TEMPORARY}lock-"  # and the number of a version: who uploads it holds this, where a storage has locks

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from tritonclient.grpc.model_config_pb2 import ModelConfig
 
 from converter.errors import DestinationError
-from converter.manifest import CONFIG_PBTXT
+from converter.manifest import CONFIG_PBTXT, KEPT, PUBLISH
 from converter.storage import Storage
 from model_repository.config import emit
 
@@ -91,6 +91,7 @@ def check_free(repository: Storage, models: Sequence[Model], begun: bool = False
             more = f" and {len(strangers) - 1} more" if len(strangers) > 1 else ""
             raise DestinationError(
                 f"{folder}: expected nothing there, found {strangers[0]}{more}. Choose another --name, or remove it."
+                + (f" {PUBLISH}" if CONFIG_PBTXT in strangers else "")
             )
 
 
@@ -103,6 +104,8 @@ def check_replaceable(repository: Storage, models: Sequence[Model]) -> None:
     for model in models:
         folder = repository.below(model.name)
         other = [name for name in _strangers(folder, model) if name != CONFIG_PBTXT and not name[0].isdigit()]
+        if any(KEPT.fullmatch(name) for name in other):
+            raise DestinationError(f"{folder}: --overwrite replaces a conversion; found published versions. {PUBLISH}")
         if other:
             raise DestinationError(
                 f"{folder}: --overwrite replaces a model; this is none: {other[0]}. Remove it by hand."

@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterator, Mapping
 
 from converter.errors import SourceError, SourceMissingError
-from converter.manifest import CONFIG_PBTXT
+from converter.manifest import CONFIG_PBTXT, KEPT
 from converter.storage import Storage, open_storage
 from model_repository import config, fastertransformer, tensorrt_llm
 from model_repository.rules import ensemble, generic, python_based
@@ -20,7 +20,6 @@ from model_repository.rules import fastertransformer as ft_rules
 from model_repository.rules import tensorrt_llm as trtllm_rules
 from model_repository.rules.base import ERROR, WARNING, Finding, Model, Rule, placeholder
 from model_repository.rules.places import places
-from model_repository.versions import KEPT
 
 RULES: dict[str, tuple[Rule, ...]] = {
     ensemble.PLATFORM: ensemble.RULES,

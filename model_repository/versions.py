@@ -28,7 +28,6 @@ from converter.verify import missing
 from model_repository.config import emit, parse
 
 VERSION = re.compile(r"[1-9]\d*")  # the names of folders that Triton takes for versions
-KEPT = re.compile(r"configs/([1-9]\d*)\.pbtxt")
 DIGEST = "manifest_sha256"  # parameter of config.pbtxt: which weights these are
 
 

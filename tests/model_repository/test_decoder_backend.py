@@ -274,7 +274,9 @@ def test_a_compute_type_that_the_family_has_not_is_never_served(tmp_path: Path, 
 
 
 @each_family
-def test_evaluate_scores_what_follows_the_prompt(tmp_path: Path, address: str, networks: Any, name: str) -> None:
+def test_evaluate_scores_what_follows_the_prompt(
+    tmp_path: Path, address: str, networks: Any, repository: Path, name: str
+) -> None:
     """No end token behind the prompt, and no prompt in the prediction; the tensors are those that the server states."""
     end = networks[name].config.eos_token_id
     words = {"</s>" if id == end else f"w{id}": id for id in range(29)}
@@ -308,3 +310,7 @@ def test_evaluate_scores_what_follows_the_prompt(tmp_path: Path, address: str, n
     assert [sample.input_tokens for sample in evaluation.samples] == [len(prompt) for prompt in prompts]
     assert [sample.truncated for sample in evaluation.samples] == [len(text.split()) > 6 for text in documents]
     assert evaluation.results["model"]["manifest_sha256"]
+    # what was evaluated is what may be published, and nothing else
+    for model, code in ((name, 0), ("gpt2" if name == "opt" else "opt", 78)):
+        gate = ("--gate", tmp_path / "out")
+        assert ftconvert("repository", "publish", repository / model, tmp_path / "live", *gate).exit_code == code

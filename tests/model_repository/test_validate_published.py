@@ -31,12 +31,6 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     return found
 
 
-@pytest.fixture(params=["disk", "bucket"])
-def repository(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """An empty one, here or in a bucket."""
-    return f"{tmp_path}/live" if request.param == "disk" else f"{request.getfixturevalue('bucket')}/live"
-
-
 def test_no_step_of_a_models_life_is_a_fault(repository: str, trained: list[Path]) -> None:
     first, second, third = trained
     for step in (
