@@ -122,6 +122,8 @@ def list_models(repository: str, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps({"repository": repository, "models": document(models)}, indent=2))
         return
+    if not models:
+        click.echo(f"{repository}: no models")
     for model in models:
         click.echo(f"{model.name}{f': {model.fault}' if model.fault else ''}")
         for version in model.versions:

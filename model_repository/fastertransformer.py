@@ -33,7 +33,7 @@ from model_repository.config import (
 )
 from model_repository.ensemble import Speech, text_models, tokenizer_files, warmup
 from model_repository.repository import add_models, check_free, check_replaceable, clear
-from model_repository.settings import BATCHING, MOST_TOKENS, TEXT, as_text, one_of, read, tune, whole
+from model_repository.settings import BATCHING, MOST_TOKENS, TEXT, as_text, check_beside, one_of, read, tune, whole
 
 BACKEND = "fastertransformer"
 MAX_BATCH_SIZE = 1024  # what NVIDIA's own repositories declare; a client decides how much of it to send at once
@@ -179,7 +179,7 @@ def finishing(conversion: Conversion, values: Mapping[str, Any] | None = None) -
 
     Raises:
         SourceMissingError, SourceError: no tokenizer there.
-        OptionsError: warmup without one.
+        OptionsError: settings that contradict the model; warmup without the tokenizer's library.
         DestinationError: the folders of the text models are occupied (with --overwrite: by what is no model).
     """
     request, values = conversion.request, values or {}
@@ -236,6 +236,7 @@ def build(wanted: Wanted) -> str:
     """
     wanted.refuse("engine_dir", "decoupled")
     values = read(wanted.settings, SETTINGS)
+    check_beside(values, TEXT, wanted.tokenizer)
     weights = converted(wanted.weights)
     above = manifest_folder(weights)
     stated = load(above)["options"] if above else {}

@@ -19,7 +19,7 @@ from converter.formats import folder, hub, huggingface, is_hub
 from converter.formats.huggingface import CONFIG
 from converter.formats.outside import load_json
 from converter.storage import LocalStorage, open_storage
-from model_repository.build import Wanted, served_path
+from model_repository.build import Wanted, absolute, served_path
 
 
 @dataclass(frozen=True)
@@ -47,9 +47,11 @@ def find(wanted: Wanted) -> HubModel:
         UsageError, OptionsError: a name or a path that cannot be served.
     """
     if is_hub(wanted.weights):
-        path, _, revision = wanted.weights.removeprefix(hub.SCHEME).partition("@")
+        path, revision = hub.named(wanted.weights)
         name = checked_name(wanted.name or path.split("/")[-1])
-        return HubModel(name, (wanted.engine_dir and served_path(wanted.engine_dir, folder("."))) or path, revision, {})
+        if wanted.engine_dir:  # a folder has no revisions
+            return HubModel(name, absolute(wanted.engine_dir), "", {})
+        return HubModel(name, path, revision or "", {})
     weights = folder(wanted.weights)
     if not weights.is_file(CONFIG):
         raise SourceError(f"{wanted.weights}: expected a Hugging Face model, found no {CONFIG}")

@@ -104,7 +104,9 @@ def finished_model(path: str) -> Model:
     storage = folder(path)
     found = storage.files()
     if CONFIG_PBTXT not in found:
-        raise SourceMissingError(f"{path}: expected a finished model, `<name>/{CONFIG_PBTXT}`, found no such file")
+        raise SourceMissingError(
+            f"{path}: expected a finished model, a folder with {CONFIG_PBTXT}, found {_instead(storage, found)}"
+        )
     config = parse(storage.read(CONFIG_PBTXT).decode(errors="replace"), storage.path(CONFIG_PBTXT))
     there = numbers(found)
     chosen = [version for version in versions.chosen(config, there) if version in there]
@@ -131,6 +133,17 @@ def finished_model(path: str) -> Model:
         data,
         digest or hashlib.sha256(data).hexdigest(),
     )
+
+
+def _instead(storage: Storage, found: Mapping[str, int]) -> str:
+    """What a folder without config.pbtxt may be, and what to give."""
+    below = sorted(name.split("/")[0] for name in found if name.count("/") == 1 and name.endswith(f"/{CONFIG_PBTXT}"))
+    if below:
+        return f"a repository with {', '.join(below)}; give {storage.path(below[0])}"
+    above = storage.parent()
+    if above is not None and above.is_file(CONFIG_PBTXT):
+        return f"a version; give {above}"
+    return "none. `repository build` makes a model of weights"
 
 
 def _temporary(name: str) -> bool:
@@ -231,6 +244,8 @@ def publish(
 
 def _prepared(model: Model, repository: Storage) -> Publication:
     """Raises OptionsError where what all versions share would have to change, DestinationError for a model itself."""
+    if repository.is_file(""):
+        raise DestinationError(f"{repository}: expected a model repository, found a file")
     target = repository.below(model.name)
     if target.contains(model.folder) or model.folder.contains(target):
         raise DestinationError(f"{target}: is {model.folder} itself. Convert and build beside the repository.")

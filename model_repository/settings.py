@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from tritonclient.grpc.model_config_pb2 import ModelConfig
@@ -93,6 +93,13 @@ def read(settings: Sequence[str], known: Mapping[str, Setting], any_key: bool = 
     if problems:
         raise UsageError("\n".join(problems))
     return values
+
+
+def check_beside(values: Mapping[str, Any], keys: Iterable[str], tokenizer: str) -> None:
+    """Raise OptionsError where settings of the text models are given without a tokenizer: there would be none."""
+    given = sorted(values.keys() & set(keys))
+    if given and not tokenizer:
+        raise OptionsError(f"--set {', '.join(given)}: of the models that take and give text; give --tokenizer, too")
 
 
 def _parsed(text: str) -> Any:

@@ -29,6 +29,7 @@ from model_repository.settings import (
     SCALAR,
     TEXT,
     as_text,
+    check_beside,
     one_of,
     read,
     tune,
@@ -217,6 +218,7 @@ def build(wanted: Wanted) -> str:
         DestinationError: there is such a model.
     """
     values = read(wanted.settings, SETTINGS)
+    check_beside(values, (*TEXT, "bls_instance_count"), wanted.tokenizer)
     checkpoint = open_any(wanted.weights, only="trtllm")
     folder = open_storage(checkpoint.source.uri)
     stated, digest = {}, ""

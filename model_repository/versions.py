@@ -120,8 +120,11 @@ def listing(repository: str) -> list[Model]:
 
     Raises:
         SourceMissingError: there is no such folder.
+        SourceError: it is a file, or a model.
     """
     root = folder(repository)
+    if root.is_file(CONFIG_PBTXT):
+        raise SourceError(f"{repository}: expected a model repository, found a model; give the folder above it")
     names = [name for name in root.folders() if not name.startswith(".")]
     return [model for name in names if (model := _model(root.below(name), name))]
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from difflib import get_close_matches
 from typing import Any
 
 from tritonclient.grpc.model_config_pb2 import ModelConfig, ModelInstanceGroup
@@ -21,6 +22,7 @@ from converter.formats import lora
 from converter.formats.outside import load_json
 from converter.storage import LocalStorage, open_storage
 from model_repository import hub_model
+from model_repository.backends.vllm import engine_args
 from model_repository.build import Wanted
 from model_repository.config import add_parameters, new_model
 from model_repository.repository import add_model
@@ -32,7 +34,8 @@ VERSION = 1
 DEFAULTS = {"gpu_memory_utilization": 0.9, "tensor_parallel_size": 1}
 TEXT = Setting(lambda value: isinstance(value, str) and bool(value), "a text")
 OBJECT = Setting(lambda value: isinstance(value, dict) and bool(value), "a JSON object")
-# Keys of model.json that are checked; vLLM has hundreds more, which change with every version and are passed on.
+# Keys of model.json whose values are checked. vLLM has hundreds more, which change with every version: a key that is
+# like one of them is taken for misspelt, any other is passed on.
 ARGUMENTS = {
     "gpu_memory_utilization": FRACTION,
     "tensor_parallel_size": whole(1),
@@ -85,6 +88,9 @@ def build(wanted: Wanted) -> str:
     wanted.refuse("decoupled")  # it is always decoupled
     values = read(wanted.settings, {**ARGUMENTS, **PARAMETERS, "multi_lora": MULTI_LORA}, any_key=True)
     told = [f"--set {key}: {why}" for key, why in REFUSED.items() if key in values]
+    known = [*engine_args.KNOWN, *PARAMETERS, "multi_lora"]
+    for key in values.keys() - {*known, *REFUSED}:  # a newer vLLM may know it, unless it is a misspelt one
+        told += [f"--set {key}: did you mean {name}?" for name in get_close_matches(key, known, n=1, cutoff=0.85)]
     if told:
         raise UsageError("\n".join(told))
     model = hub_model.find(wanted)

@@ -40,15 +40,24 @@ def download(uri: str) -> str:
         SourceMissingError: no such model or revision; it may not be read; offline and not in the cache.
         IncompleteError: the connection, the Hub's own error, a full disk.
     """
-    match = URI.fullmatch(uri)
-    if not match:
-        raise UsageError(f"{uri}: expected {SCHEME}ORG/NAME or {SCHEME}ORG/NAME@REVISION (a branch, tag or commit)")
-    name, revision = match[1], match[2]
+    name, revision = named(uri)
     folder = _fetch(uri, name, revision, (*DESCRIPTIONS, *SAFETENSORS))
     if not any(Path(folder).glob("*.safetensors")):
         # the same commit, should the branch move meanwhile: a snapshot's folder is named by it
         folder = _fetch(uri, name, Path(folder).name, (*DESCRIPTIONS, *TORCH))
     return folder
+
+
+def named(uri: str) -> tuple[str, str | None]:
+    """ORG/NAME and the revision, if there is one.
+
+    Raises:
+        UsageError: not `hub:ORG/NAME[@REVISION]`.
+    """
+    match = URI.fullmatch(uri)
+    if not match:
+        raise UsageError(f"{uri}: expected {SCHEME}ORG/NAME or {SCHEME}ORG/NAME@REVISION (a branch, tag or commit)")
+    return match[1], match[2]
 
 
 def _fetch(uri: str, name: str, revision: str | None, patterns: Sequence[str]) -> str:

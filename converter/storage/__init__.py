@@ -29,4 +29,6 @@ def open_storage(uri: str) -> Storage:
     """
     if not uri:
         raise UsageError("expected a path, found an empty one (a variable that is not set?)")
+    if "://" in uri and not uri.startswith(SCHEME):
+        raise UsageError(f"{uri}: expected a path, or {SCHEME}BUCKET/FOLDER")
     return BucketStorage.of(uri) if uri.startswith(SCHEME) else LocalStorage(uri)

@@ -13,6 +13,7 @@ from typing import Any
 
 from converter.errors import SourceError
 from converter.formats.outside import load_json
+from model_repository.backends.vllm import engine_args
 from model_repository.rules import scripts
 from model_repository.rules.base import ERROR, WARNING, Finding, Model, Models, some, whole
 
@@ -105,8 +106,9 @@ def _arguments(model: Model, name: str, arguments: dict[str, Any]) -> Iterator[F
             found = f"the string {value!r}" + (", which Python takes for true" if right == "false" else "")
             severity = ERROR if right == "false" else WARNING
             yield model.finding(f"{key}: {right}", found, "write it without quotes", file=name, severity=severity)
-        if key in REMOVED:
-            expected, mend = "arguments that vLLM knows", f"remove it; new releases {REMOVED[key]}"
+        if key not in engine_args.KNOWN:  # a TypeError when the model is loaded
+            expected, gone = f"an argument that vLLM {engine_args.VERSION} knows", REMOVED.get(key)
+            mend = f"remove it; new releases {gone}" if gone else "correct it, unless your vLLM knows it"
             yield model.finding(expected, key, mend, file=name, severity=WARNING)
     speculative = arguments.get("speculative_config")
     if speculative is not None and not isinstance(speculative, dict):

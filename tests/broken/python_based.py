@@ -59,6 +59,10 @@ CASES = {
         "disable_log_requests",
         severity="warning",
     ),
+    "argument-misspelt": Case(
+        "vllm", edited("1/model.json", lambda a: a.update(max_num_seq=8)), "1/model.json", "an argument.*max_num_seq",
+        severity="warning",
+    ),
     "no-adapters": Case("vllm", removed("1/multi_lora.json"), "1/multi_lora.json", "enable_lora"),
     "adapter-nowhere": Case(
         "vllm", written("1/multi_lora.json", '{"law": ""}'), "1/multi_lora.json", "no folder of law",

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import tiny
+import tritonclient.grpc as triton
 from broken import good
 from conftest import ftconvert
+
+from model_repository.server import TritonServer
 
 
 @pytest.fixture(scope="session")
@@ -34,3 +39,26 @@ def converted(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
         assert result.exit_code == 0, result.stderr
         folders.append(base / str(seed) / "ul2")
     return folders
+
+
+# Of test modules that have a fixture `repository` of their own.
+
+
+@pytest.fixture(scope="module")
+def server(repository: Path) -> Iterator[TritonServer]:
+    """One server for all tests of a module: of everything in its `repository`."""
+    with TritonServer(repository) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def address(server: TritonServer) -> str:
+    """Of its gRPC."""
+    return f"127.0.0.1:{server.grpc_port}"
+
+
+@pytest.fixture(scope="module")
+def client(address: str) -> Iterator[Any]:
+    """A gRPC client of it."""
+    with triton.InferenceServerClient(address) as asking:
+        yield asking

@@ -102,6 +102,10 @@ def test_a_model_of_the_hub_is_left_to_the_server(tmp_path: Path) -> None:
     files = built("vllm", "hub:org/Name-7B@abc", tmp_path)
     found = json.loads(files["Name-7B/1/model.json"])
     assert (found["model"], found["revision"]) == ("org/Name-7B", "abc")
+    found = json.loads(
+        built("vllm", "--name", "here", "--engine-dir", "/m", "hub:org/N@abc", tmp_path)["here/1/model.json"]
+    )
+    assert (found["model"], found.get("revision")) == ("/m", None)  # a folder has none
     files = built("python", "--name", "two", "hub:org/Name-7B@abc", tmp_path)
     assert {"model": "org/Name-7B", "revision": "abc"}.items() <= stated(parsed(files, "two")).items()
 
@@ -243,6 +247,10 @@ def test_backends_that_open_a_tokenizer_are_told_its_folder(
         ("vllm", 2, ["--set", "max_batch_size=8"], "vLLM batches by itself; max_num_seqs"),
         ("vllm", 2, ["--set", "disable_log_requests=true"], "vLLM has dropped it"),
         ("vllm", 2, ["--set", "model=x"], "that is WEIGHTS"),
+        ("vllm", 2, ["--set", "gpu_memory_utilisation=0.5"], "did you mean gpu_memory_utilization?"),
+        ("vllm", 2, ["--set", "multi_loras={}"], "did you mean multi_lora?"),
+        ("fastertransformer", 78, ["--set", "max_tokens=9"], "--set max_tokens: of the models that take and give text"),
+        ("tensorrtllm", 78, ["--set", "bls_instance_count=2"], "give --tokenizer, too"),
         ("vllm", 2, ["--decoupled"], "--decoupled: means nothing to --backend vllm"),
         ("vllm", 2, ["--set", 'multi_lora={"a": "b"}'], "a is at b; expected an absolute path"),
         ("vllm", 78, ["--set", "enable_lora=true"], "belong together"),
@@ -267,7 +275,7 @@ def test_backends_that_open_a_tokenizer_are_told_its_folder(
         ("fastertransformer", 2, ["--engine-dir", "/e"], "--engine-dir: means nothing to --backend fastertransformer"),
         ("fastertransformer", 2, ["--set", "model_type=T5"], "no such setting; known are data_type"),
         ("fastertransformer", 78, ["--set", "pipeline_para_size=3"], "--pipeline-parallel 3"),
-        ("fastertransformer", 78, ["--set", "warmup=true"], "give it with --tokenizer"),
+        ("fastertransformer", 78, ["--set", "warmup=true"], "--set warmup: of the models that take and give text"),
         ("tensorrtllm", 78, ["--set", "cross_kv_cache_fraction=0.5"], "loads no model with it that has no encoder"),
         ("tensorrtllm", 2, ["--set", "instance_count=2"], "no such setting"),
         ("tensorrtllm", 2, ["--set", "decoding_mode=topk"], 'expected one of "top_k", "top_p"'),
@@ -280,6 +288,12 @@ def test_what_cannot_work_is_refused(
 ) -> None:
     message = refused(code, *BUILD, backend, *options, weights[backend], tmp_path / "models")
     assert told in message
+    assert not (tmp_path / "models").exists()
+
+
+@pytest.mark.parametrize("weights", ["hub:", "hub:name", "hub:a/b@", "s3://bucket/model", ""])
+def test_what_is_no_name_of_a_model_is_refused(tmp_path: Path, weights: str) -> None:
+    assert "expected" in refused(2, *BUILD, "vllm", weights, tmp_path / "models")
     assert not (tmp_path / "models").exists()
 
 

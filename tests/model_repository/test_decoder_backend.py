@@ -5,10 +5,8 @@ What is right is what transformers' own greedy `generate` gives for the source m
 
 from __future__ import annotations
 
-import json
 import shutil
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -18,14 +16,11 @@ import pytest
 import tiny
 import torch
 import tritonclient.grpc as triton
+from asking import evaluated, padded, tensors
 from conftest import ftconvert
-from tokenizers import Tokenizer
-from tokenizers.models import WordLevel
-from tokenizers.pre_tokenizers import WhitespaceSplit
 from transformers import AutoModelForCausalLM
 
 from converter.errors import SourceError
-from evaluator import evaluate, report
 from model_repository.server import TritonServer
 
 FAMILIES = {"gpt2": tiny.gpt2, "opt": tiny.opt, "bloom": tiny.bloom, "gptneox": tiny.gptneox, "gptj": tiny.gptj}
@@ -70,32 +65,13 @@ def repository(sources: dict[str, Path], tmp_path_factory: pytest.TempPathFactor
     return folder
 
 
-@pytest.fixture(scope="module")
-def address(repository: Path) -> Iterator[str]:
-    with TritonServer(repository) as server:
-        yield f"127.0.0.1:{server.grpc_port}"
-
-
-@pytest.fixture(scope="module")
-def client(address: str) -> Iterator[Any]:
-    with triton.InferenceServerClient(address) as client:
-        yield client
-
-
 def infer(client: Any, model: str, prompts: list[list[int]], width: int = 0, **columns: Any) -> Any:
     """Send one request with all prompts, padded; a column is one number for all of them, a list, or an array."""
-    ids = np.full((len(prompts), max(width, *map(len, prompts))), 28, np.uint32)  # the padding is no token to be seen
-    for row, prompt in zip(ids, prompts, strict=True):
-        row[: len(prompt)] = prompt
-    values = {"input_ids": ids}
+    values = {"input_ids": padded(prompts, np.uint32, 28, width)}  # the padding is no token to be seen
     for name, value in {"input_lengths": [*map(len, prompts)], "request_output_len": STEPS, **columns}.items():
         column = value if isinstance(value, list) else [value] * len(prompts)
         values[name] = value if isinstance(value, np.ndarray) else np.array(column, np.uint32).reshape(-1, 1)
-    inputs = []
-    for name, array in values.items():
-        inputs.append(triton.InferInput(name, list(array.shape), triton.np_to_triton_dtype(array.dtype)))
-        inputs[-1].set_data_from_numpy(array)
-    return client.infer(model, inputs)
+    return client.infer(model, tensors(values))
 
 
 def rows(response: Any) -> list[list[int]]:
@@ -279,37 +255,16 @@ def test_evaluate_scores_what_follows_the_prompt(
 ) -> None:
     """No end token behind the prompt, and no prompt in the prediction; the tensors are those that the server states."""
     end = networks[name].config.eos_token_id
-    words = {"</s>" if id == end else f"w{id}": id for id in range(29)}
-    tokenizer = Tokenizer(WordLevel(words, unk_token="</s>"))
-    tokenizer.pre_tokenizer = WhitespaceSplit()
-    tokenizer.add_special_tokens(["</s>"])
-    tokenizer.save(str(tmp_path / "tokenizer.json"))
-    documents = [" ".join(f"w{id}" for id in prompt if id != end) for prompt in PROMPTS]
-    lines = [json.dumps({"id": str(i), "document": text, "summary": "w1"}) for i, text in enumerate(documents)]
-    (tmp_path / "rows.jsonl").write_text("\n".join(lines))
-    options = evaluate.Options(
-        endpoint=address,
-        model=name,
-        dataset=str(tmp_path / "rows.jsonl"),
-        tokenizer=str(tmp_path / "tokenizer.json"),
-        prompt="{document}",
-        max_input_tokens=6,
-        max_output_tokens=STEPS,
-        concurrency=3,
-        limit=None,
-        max_failed=0,
-        timeout=60,
-        output=str(tmp_path / "out"),
-    )
-    evaluation = evaluate.evaluate(options, report.no_progress_bar)
-    prompts = [[words[word] for word in text.split()][:6] for text in documents]
+    tokens = ["</s>" if id == end else f"w{id}" for id in range(29)]
+    documents = [[id for id in prompt if id != end] for prompt in PROMPTS]
+    evaluation = evaluated(tmp_path, address, name, tokens, documents, max_input_tokens=6, max_output_tokens=STEPS)
+    prompts = [ids[:6] for ids in documents]
     expected = [alone(networks[name], prompt)[len(prompt) :] for prompt in prompts]
     assert [sample.output_ids for sample in evaluation.samples] == [
         ids[:-1] if ids[-1] == end else ids for ids in expected
     ]
     assert [sample.input_tokens for sample in evaluation.samples] == [len(prompt) for prompt in prompts]
-    assert [sample.truncated for sample in evaluation.samples] == [len(text.split()) > 6 for text in documents]
-    assert evaluation.results["model"]["manifest_sha256"]
+    assert [sample.truncated for sample in evaluation.samples] == [len(ids) > 6 for ids in documents]
     # what was evaluated is what may be published, and nothing else
     for model, code in ((name, 0), ("gpt2" if name == "opt" else "opt", 78)):
         gate = ("--gate", tmp_path / "out")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ import numpy as np
 import pytest
 import tiny
 import tritonclient.grpc as triton
+from asking import padded, tensors
 from click.testing import CliRunner
 
 from converter.cli import main
@@ -39,12 +39,6 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return base / "models"
 
 
-@pytest.fixture(scope="module")
-def client(repository: Path) -> Iterator[Any]:
-    with TritonServer(repository) as server, triton.InferenceServerClient(f"127.0.0.1:{server.grpc_port}") as client:
-        yield client
-
-
 def infer(client: Any, model: str, prompts: list[list[int]], **scalars: Any) -> tuple[np.ndarray, np.ndarray]:
     """Send one request with all prompts, padded; returns output_ids [batch, beam, length] and the lengths."""
     response = answer(client, model, prompts, **scalars)
@@ -53,17 +47,11 @@ def infer(client: Any, model: str, prompts: list[list[int]], **scalars: Any) -> 
 
 def answer(client: Any, model: str, prompts: list[list[int]], **scalars: Any) -> Any:
     """The response itself. A value is one number for all rows, or an array with a row for each."""
-    ids = np.full((len(prompts), max(map(len, prompts))), 77, np.uint32)  # the padding is no token the model may see
-    for row, prompt in zip(ids, prompts, strict=True):
-        row[: len(prompt)] = prompt
+    ids = padded(prompts, np.uint32, 77)  # the padding is no token the model may see
     values = {"input_ids": ids, "sequence_length": np.array([[len(prompt)] for prompt in prompts], np.uint32)}
     for name, value in {"max_output_len": np.uint32(STEPS), **scalars}.items():
         values[name] = value if isinstance(value, np.ndarray) else np.full((len(prompts), 1), value)
-    inputs = []
-    for name, array in values.items():
-        inputs.append(triton.InferInput(name, list(array.shape), triton.np_to_triton_dtype(array.dtype)))
-        inputs[-1].set_data_from_numpy(array)
-    return client.infer(model, inputs)
+    return client.infer(model, tensors(values))
 
 
 def alone(model: Any, prompt: list[int], start: int = 0, end: int = 1, steps: int = STEPS) -> list[int]:

@@ -7,14 +7,12 @@ triton_config of model.yaml before the model is loaded (`auto_complete_config`),
 from __future__ import annotations
 
 import json
-import urllib.error
-import urllib.request
 from pathlib import Path
-from typing import Any
 
 import pytest
 import tiny
 import yaml
+from asking import http, loaded
 from broken.good import BUILD, run
 
 from model_repository.server import TritonServer
@@ -61,17 +59,6 @@ def settings():
 """
 
 
-def call(server: TritonServer, path: str, **body: Any) -> Any:
-    """The answer to a POST, or to a GET where nothing is sent; what the server says where it refuses."""
-    data = json.dumps(body).encode() if body or "load" in path else None
-    request = urllib.request.Request(f"http://127.0.0.1:{server.http_port}/v2/{path}", data)
-    try:
-        with urllib.request.urlopen(request, timeout=60) as answer:
-            return json.loads(answer.read() or b"{}")
-    except urllib.error.HTTPError as error:
-        return str(json.loads(error.read())["error"])
-
-
 @pytest.fixture
 def built(tmp_path: Path) -> Path:
     """`absent` as it is built; `imports` and `answers` with the stand-in in the place of NVIDIA's."""
@@ -96,15 +83,15 @@ def built(tmp_path: Path) -> Path:
 
 def test_the_real_triton_gets_as_far_as_tensorrt_llm(built: Path) -> None:
     with TritonServer(built, mode="explicit") as server:
-        said = call(server, "repository/models/absent/load")
+        said = loaded(server, "absent")
         assert "expected the LLM API's model.py of a tritonserver -trtllm-python-py3 image, found none" in said
-        said = call(server, "repository/models/imports/load")
+        said = loaded(server, "imports")
         assert "No module named 'tensorrt_llm'" in said
-        assert call(server, "repository/models/answers/load") == {}
-        config = call(server, "models/answers/config")
+        assert loaded(server, "answers") == ""
+        config = json.loads(http(server, "models/answers/config"))
         assert (config["model_transaction_policy"], config["max_batch_size"]) == ({"decoupled": True}, 0)
         request = {"text_input": "a", "sampling_param_max_tokens": 3, "streaming": False}
-        answer = call(server, "models/answers/generate", **request, sampling_param_stop=["b", "c"])
+        answer = json.loads(http(server, "models/answers/generate", {**request, "sampling_param_stop": ["b", "c"]}))
         found = yaml.safe_load((built / "answers" / "1" / "model.yaml").read_text())
         assert json.loads(answer["text_output"]) == {key: found[key] for key in found if key != "import_it"}
         assert found["kv_cache_config"] == {"free_gpu_memory_fraction": 1e-05}  # a number, not a text

@@ -58,6 +58,9 @@ def test_the_list(repository: str, tmp_path: Path) -> None:
     assert text.count("<- served") == 1
     assert "version 3: being uploaded" in text
     assert "no such folder" in refused(66, "list", tmp_path / "nothing")
+    assert "found a model; give the folder above it" in refused(65, "list", f"{repository}/double")
+    (tmp_path / "empty").mkdir()
+    assert done("list", tmp_path / "empty") == f"{tmp_path / 'empty'}: no models\n"
 
 
 def test_only_a_version_whose_files_are_right_is_rolled_back_to(repository: str, tmp_path: Path) -> None:

@@ -11,25 +11,22 @@ import queue
 import re
 import shutil
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import asking
 import numpy as np
 import pytest
 import tiny
 import torch
 import tritonclient.grpc as triton
+from asking import padded, tensors
 from conftest import ftconvert
-from tokenizers import Tokenizer
-from tokenizers.models import WordLevel
-from tokenizers.pre_tokenizers import WhitespaceSplit
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
 from converter.errors import IncompleteError, SourceError
-from evaluator import evaluate, report
 from evaluator.errors import OptionsError
 from model_repository.backends.generation import Row, generate
 from model_repository.backends.sampling import TENSORRT_LLM, Sampling
@@ -130,18 +127,6 @@ def repository(
     return folder
 
 
-@pytest.fixture(scope="module")
-def address(repository: Path) -> Iterator[str]:
-    with TritonServer(repository) as server:
-        yield f"127.0.0.1:{server.grpc_port}"
-
-
-@pytest.fixture(scope="module")
-def client(address: str) -> Iterator[Any]:
-    with triton.InferenceServerClient(address) as client:
-        yield client
-
-
 DTYPES = {
     "exclude_input_in_output": np.bool_,
     "streaming": np.bool_,
@@ -159,20 +144,13 @@ DTYPES = {
 
 def inputs(name: str, prompts: list[list[int]], **values: Any) -> list[Any]:
     """The tensors of one request with these prompts, padded; a value is one number for all of them, or an array."""
-    ids = np.full((len(prompts), max(map(len, prompts))), 28, np.int32)  # the padding is no token to be seen
-    for row, prompt in zip(ids, prompts, strict=True):
-        row[: len(prompt)] = prompt
+    ids = padded(prompts, np.int32, 28)  # the padding is no token to be seen
     arrays = {"input_ids": ids, "input_lengths": np.array([[len(prompt)] for prompt in prompts], np.int32)}
     started = {"pad_id": 0} if name.removesuffix("_stream") in WITH_ENCODER else {}
     for key, value in {"request_output_len": STEPS, **started, **values}.items():
         dtype = DTYPES.get(key, np.int32)
         arrays[key] = value if isinstance(value, np.ndarray) else np.full((len(prompts), 1), value, dtype)
-    found = []
-    for key, array in arrays.items():
-        if array is not None:
-            found.append(triton.InferInput(key, list(array.shape), triton.np_to_triton_dtype(array.dtype)))
-            found[-1].set_data_from_numpy(array)
-    return found
+    return tensors({key: array for key, array in arrays.items() if array is not None})
 
 
 def ids_of(response: Any) -> list[int]:
@@ -189,18 +167,8 @@ def infer(client: Any, name: str, prompt: list[int], **values: Any) -> list[int]
 
 
 def streamed(address: str, name: str, prompts: list[list[int]], **values: Any) -> list[Any]:
-    """All responses to one request; the last one, and no other, is marked as such."""
-    heard: queue.Queue[Any] = queue.Queue()
-    with triton.InferenceServerClient(address) as client:
-        client.start_stream(lambda result, error: heard.put(error or result))
-        client.async_stream_infer(name, inputs(name, prompts, **values), enable_empty_final_response=True)
-        responses = []
-        while True:
-            responses.append(heard.get(timeout=60))
-            if isinstance(responses[-1], Exception):
-                raise responses[-1]
-            if responses[-1].get_response().parameters["triton_final_response"].bool_param:
-                return responses
+    """All responses to one request."""
+    return asking.streamed(address, name, inputs(name, prompts, **values))
 
 
 def alone(network: Any, prompt: list[int], steps: int = STEPS, end: int | None = None, start: int = 0) -> list[int]:
@@ -447,34 +415,7 @@ def test_a_request_that_its_client_gave_up_ends(address: str) -> None:
         assert time.monotonic() - started < 10
 
 
-def evaluated(folder: Path, address: str, name: str, tokens: list[str], prompts: list[list[int]]) -> list[Any]:
-    """The samples of `evaluate`; token i of the tokenizer is tokens[i], and </s> ends."""
-    tokenizer = Tokenizer(WordLevel({token: id for id, token in enumerate(tokens)}, unk_token="</s>"))
-    tokenizer.pre_tokenizer = WhitespaceSplit()
-    tokenizer.add_special_tokens(["</s>"])
-    tokenizer.save(str(folder / "tokenizer.json"))
-    rows = [
-        {"id": str(i), "document": " ".join(tokens[id] for id in prompt), "summary": "w1"}
-        for i, prompt in enumerate(prompts)
-    ]
-    (folder / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    paths = {"dataset": folder / "rows.jsonl", "tokenizer": folder / "tokenizer.json", "output": folder / "out"}
-    options = evaluate.Options(
-        endpoint=address,
-        model=name,
-        prompt="{document}",
-        max_input_tokens=9,
-        max_output_tokens=STEPS,
-        concurrency=3,
-        limit=None,
-        max_failed=0,
-        timeout=60,
-        **{key: str(path) for key, path in paths.items()},
-    )
-    evaluation = evaluate.evaluate(options, report.no_progress_bar)
-    assert evaluation.results["model"]["manifest_sha256"]
-    assert evaluation.results["requests"]["failed"] == 0
-    return evaluation.samples
+LENGTHS = {"max_input_tokens": 9, "max_output_tokens": STEPS}
 
 
 @pytest.mark.parametrize("name", ["t5", "gpt2"])
@@ -484,7 +425,7 @@ def test_evaluate_scores_the_answer_alone(tmp_path: Path, address: str, networks
     size = networks[name].config.vocab_size
     tokens = ["</s>" if id == end else "<pad>" if id == 0 else f"w{id}" for id in range(size)]
     prompts = [[id for id in prompt if id != end] for prompt in PROMPTS]
-    samples = evaluated(tmp_path, address, name, tokens, prompts)
+    samples = asking.evaluated(tmp_path, address, name, tokens, prompts, **LENGTHS).samples
     sent = [[*prompt, end] for prompt in prompts] if name in WITH_ENCODER else prompts
     assert [sample.input_tokens for sample in samples] == [len(ids) for ids in sent]
     assert [sample.output_ids for sample in samples] == [alone(networks[name], ids, end=end) for ids in sent]
@@ -492,12 +433,12 @@ def test_evaluate_scores_the_answer_alone(tmp_path: Path, address: str, networks
 
 def test_evaluate_needs_a_padding_token_where_the_decoder_starts_with_it(tmp_path: Path, address: str) -> None:
     with pytest.raises(OptionsError, match="--tokenizer: expected a padding token, which the decoder of t5 starts"):
-        evaluated(tmp_path, address, "t5", ["</s>", *(f"w{id}" for id in range(1, 50))], PROMPTS)
+        asking.evaluated(tmp_path, address, "t5", ["</s>", *(f"w{id}" for id in range(1, 50))], PROMPTS, **LENGTHS)
 
 
 def test_evaluate_calls_no_decoupled_model(tmp_path: Path, address: str) -> None:
     with pytest.raises(OptionsError, match="found a decoupled model"):
-        evaluated(tmp_path, address, "t5_stream", ["</s>", "<pad>", "w2"], [[2]])
+        asking.evaluated(tmp_path, address, "t5_stream", ["</s>", "<pad>", "w2"], [[2]], **LENGTHS)
 
 
 DAMAGE = {

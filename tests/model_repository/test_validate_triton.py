@@ -9,11 +9,10 @@ import json
 import os
 import shutil
 import signal
-import urllib.error
-import urllib.request
 from pathlib import Path
 
 import pytest
+from asking import http, loaded
 from broken import CASES
 from broken.changes import Change
 from broken.ensembles import BESIDE, CHAIN
@@ -43,21 +42,9 @@ TOLD = {  # case -> what Triton says to who asks it for that model
 }
 
 
-def loaded(server: TritonServer, name: str, patience: float = 60) -> str:
-    """What Triton says to who asks it for a model; empty when it is served."""
-    url = f"http://127.0.0.1:{server.http_port}/v2/repository/models/{name}/load"
-    try:
-        with urllib.request.urlopen(urllib.request.Request(url, b"{}"), timeout=patience):
-            return ""
-    except urllib.error.HTTPError as error:
-        return str(json.loads(error.read())["error"])
-
-
 def states(server: TritonServer, name: str) -> dict[str, str]:
     """Version -> state, of those that Triton knows."""
-    request = urllib.request.Request(f"http://127.0.0.1:{server.http_port}/v2/repository/index", b"{}")
-    with urllib.request.urlopen(request, timeout=30) as answer:
-        index = json.load(answer)
+    index = json.loads(http(server, "repository/index", {}))
     return {one["version"]: one["state"] for one in index if one["name"] == name and "version" in one}
 
 
@@ -84,8 +71,7 @@ def test_why_the_rules_exist(models: Path, tmp_path: Path) -> None:
     with TritonServer(tmp_path, mode="explicit") as server:
         assert loaded(server, "quiet") == ""
         assert states(server, "quiet") == {"1": "READY"}  # version 3 was asked for, too
-        with urllib.request.urlopen(f"http://127.0.0.1:{server.http_port}/v2/models/quiet/config") as answer:
-            served = json.load(answer)
+        served = json.loads(http(server, "models/quiet/config"))
         assert [output["name"] for output in served["output"]] == ["OUTPUT", "OUTPUT"]
         assert served["parameters"]["a"]["string_value"] == "/x/${dir}"
         assert served["parameters"]["end_id"]["string_value"] == "7"
@@ -95,6 +81,6 @@ def test_why_the_rules_exist(models: Path, tmp_path: Path) -> None:
         }
         assert states(server, "half-uploaded") == {"2": "READY"}
         with pytest.raises(TimeoutError):
-            loaded(server, "no-script", patience=5)
+            loaded(server, "no-script", timeout=5)
         assert states(server, "no-script") == {"1": "LOADING"}
         os.kill(server.pid, signal.SIGKILL)  # it would wait for that model for a minute

@@ -6,7 +6,6 @@ What is right is what transformers' `generate` gives for the ids of the text, ma
 from __future__ import annotations
 
 import json
-import queue
 import re
 import urllib.error
 import urllib.request
@@ -19,6 +18,7 @@ import pytest
 import tiny
 import torch
 import tritonclient.grpc as triton
+from asking import http, streamed, tensors
 from broken.good import BUILD, run
 from networks import tiny_gpt2
 from peft import LoraConfig, PeftModel, get_peft_model
@@ -102,21 +102,7 @@ def ask(server: TritonServer, text: str = PROMPT, sampling: Any = None, **flags:
     if sampling is not None:
         arrays["sampling_parameters"] = np.array([json.dumps(sampling).encode()], object)
     arrays |= {name: np.array([value]) for name, value in flags.items()}
-    inputs = []
-    for name, array in arrays.items():
-        inputs.append(triton.InferInput(name, [1], triton.np_to_triton_dtype(array.dtype)))
-        inputs[-1].set_data_from_numpy(array)
-    heard: queue.Queue[Any] = queue.Queue()
-    with triton.InferenceServerClient(f"127.0.0.1:{server.grpc_port}") as client:
-        client.start_stream(lambda result, error: heard.put(error or result))
-        client.async_stream_infer("llm", inputs, enable_empty_final_response=True)
-        responses = []
-        while True:
-            responses.append(heard.get(timeout=60))
-            if isinstance(responses[-1], Exception):
-                raise responses[-1]
-            if responses[-1].get_response().parameters["triton_final_response"].bool_param:
-                return responses
+    return streamed(f"127.0.0.1:{server.grpc_port}", "llm", tensors(arrays))
 
 
 def texts(responses: list[Any]) -> list[str]:
@@ -164,9 +150,7 @@ def test_triton_itself_refuses_unary_grpc(server: TritonServer) -> None:
 
 def test_generate_over_http_takes_parameters_beside_the_text(server: TritonServer, source: Path) -> None:
     def post(**body: Any) -> Any:
-        url = f"http://127.0.0.1:{server.http_port}/v2/models/llm/generate"
-        with urllib.request.urlopen(url, json.dumps({"text_input": PROMPT, **body}).encode(), timeout=60) as response:
-            return json.load(response)["text_output"]
+        return json.loads(http(server, "models/llm/generate", {"text_input": PROMPT, **body}))["text_output"]
 
     assert post(exclude_input_in_output=True, parameters=GREEDY) == generated(source)[1]
     assert post(exclude_input_in_output=True, sampling_parameters=json.dumps(GREEDY)) == generated(source)[1]

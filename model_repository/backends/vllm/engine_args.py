@@ -7,7 +7,8 @@ from typing import Any
 
 from converter.errors import Problem, SourceError, report
 
-# Of vLLM 0.33.0 (vllm/engine/arg_utils.py, fields of EngineArgs and AsyncEngineArgs). Any other one is a TypeError
+VERSION = "0.33.0"
+# Of that version (vllm/engine/arg_utils.py, fields of EngineArgs and AsyncEngineArgs). Any other one is a TypeError
 # there, when the model is loaded: disable_log_requests, say, which is gone.
 KEYS = """
     additional_config aggregate_engine_logging all2all_backend allow_deprecated_quantization
