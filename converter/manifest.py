@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-from converter.errors import DestinationError, SourceError, SourceMissingError
+from converter.errors import DestinationError, Problem, SourceError, SourceMissingError, report
 from converter.plan import OutputFile, Plan
 from converter.storage import TEMPORARY, Appender, Storage
 
@@ -28,6 +28,15 @@ PUBLISH = "A further version of a model that is served goes through `ftconvert r
 SAMPLES = "warmup/"  # where Triton looks for the samples that a model is warmed up with
 # files of a model without config.pbtxt, in a version folder or not
 WRITTEN = re.compile(rf"(\d+/)?({MANIFEST}|{PARTS}/[^/]+|\d+-gpu/[^/]+\.(bin|ini))")
+FIELDS = {  # of every manifest, beside format_version and what a format adds
+    **{"format": "text", "family": "text", "tool_version": "text"},
+    **{"config": "an object", "source": "an object", "options": "an object", "files": "an object"},
+}
+PARTS_OF = {  # what of them, if it is there; models that a builder wrote have no source, and a name alone for options
+    "source": {"uri": "text", "format": "text", "step": "a number or null", "fingerprint": "text"},
+    "options": {"name": "text"},
+}
+KINDS = {"text": (str,), "an object": (dict,), "a number or null": (int, type(None))}
 SAME_RUN = ("plan", "source", "tool_version")  # of a journal's first line: equal ones are the same conversion
 
 Manifest = dict[str, Any]
@@ -70,13 +79,33 @@ def load(storage: Storage) -> Manifest:
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         reason = f"{type(error).__name__}: {error}"
         raise SourceError(f"{where}: expected a manifest of ftconvert, found: {reason}") from error
-    if found != FORMAT_VERSION:
+    if type(found) is not int or found != FORMAT_VERSION:
         raise SourceError(f"{where}: expected format_version {FORMAT_VERSION}, found {found!r}; use a newer ftconvert")
-    bad = [key for key in ("config", "source", "options", "files") if not isinstance(manifest.get(key), dict)]
-    bad = bad or [f"files: {name}" for name, file in manifest["files"].items() if not _is_entry(name, file)]
-    if bad:
-        raise SourceError(f"{where}: damaged; no sense can be made of {_some(bad)}")
+    if problems := list(_senseless(manifest)):
+        mend = "Copy the folder again, or convert into a new one."
+        raise SourceError(report(f"{where}: damaged; no sense can be made of it", problems, mend))
     return manifest
+
+
+def _senseless(manifest: Manifest) -> Iterator[Problem]:
+    """Fields that are missing, or of another kind."""
+    for key, kind in FIELDS.items():
+        found: Any = manifest.get(key)
+        if not _is(kind, found):
+            yield Problem(key, kind, repr(found)[:80] if key in manifest else "not there")
+            continue
+        for inner, wanted in PARTS_OF.get(key, {}).items():
+            if inner in found and not _is(wanted, found[inner]):
+                yield Problem(f"{key}: {inner}", wanted, repr(found[inner])[:80])
+        if key == "files":
+            entry = "a file below this folder, with size and crc32c"
+            yield from (
+                Problem(name, entry, repr(file)[:80]) for name, file in found.items() if not _is_entry(name, file)
+            )
+
+
+def _is(kind: str, found: Any) -> bool:
+    return type(found) in KINDS[kind]
 
 
 def _is_entry(name: str, file: Any) -> bool:

@@ -133,11 +133,11 @@ def _against_source(
 def _planned(written: Manifest, source: str, folder: str, elsewhere: Mapping[str, str | None]) -> Conversion:
     options, where = written["options"], f"{folder}/{manifest.MANIFEST}"
     given = {key: options[key] for key in (*OPTIONS, *MORE_OPTIONS) if key in options}
-    wrong = [key for key, kind in (OPTIONS | MORE_OPTIONS).items() if key in given and not isinstance(given[key], kind)]
+    wrong = [key for key, kind in (OPTIONS | MORE_OPTIONS).items() if key in given and type(given[key]) is not kind]
     wrong += [key for key in OPTIONS if key not in given]
     given |= {key: path for key, path in elsewhere.items() if path and key in given}
     keys = {form.name: form.key for form in FORMATS}
-    pair = (keys.get(str(written["source"].get("format")), ""), keys.get(str(written.get("format")), ""))
+    pair = (keys.get(str(written["source"].get("format")), ""), keys.get(written["format"], ""))
     if wrong or not all(pair):
         raise SourceError(f"{where}: damaged; no sense can be made of options: {', '.join(wrong or ['format'])}")
     if pair[0] == "jax" and any(t5x.STEP_FOLDER.fullmatch(name) for name in folder_at(source).folders()):

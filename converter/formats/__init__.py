@@ -41,9 +41,9 @@ def _with_manifest(
         if root is None:
             return open(str(weights), None, model)
         written = manifest.load(root)
-        if (found := written.get("format")) != name:
+        if (found := written["format"]) != name:
             raise SourceError(f"{root.path(manifest.MANIFEST)}: expected format {name!r}, found {found!r}: not its own")
-        return open(str(weights), written["config"], model, str(written.get("family") or ""))
+        return open(str(weights), written["config"], model, written["family"])
 
     return open_weights
 

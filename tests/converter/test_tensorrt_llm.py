@@ -530,9 +530,9 @@ def test_what_is_assumed_is_noted(tmp_path: Path) -> None:
 
 
 def test_a_manifest_of_another_format(written: Path, tmp_path: Path) -> None:
-    empty: dict[str, Any] = {key: {} for key in ("config", "source", "options", "files")}
-    manifest = {"format_version": 1, "format": "fastertransformer", **empty}
-    (written / "manifest.json").write_text(json.dumps(manifest))
+    values: dict[str, Any] = {"format": "fastertransformer", "family": "gpt2", "tool_version": "1"}
+    values |= {key: {} for key in ("config", "source", "options", "files")}
+    (written / "manifest.json").write_text(json.dumps({"format_version": 1, **values}))
     assert "fastertransformer" in refused(65, "trtllm-to-hf", written, tmp_path / "out")
 
 

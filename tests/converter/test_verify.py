@@ -166,37 +166,46 @@ def test_a_config_that_was_edited_is_seen_by_the_source(source: Path, version: P
     assert (fault["expected"], fault["got"]) == ("1", "2")
 
 
-@pytest.mark.parametrize(
-    "content",
-    {
-        "empty": "",
-        "no JSON": "{",
-        "deep": "[" * 100_000,
-        "somebody else's": '{"name": "app", "icons": []}',
-        "a list": "[1]",
-        "a later version": '{"format_version": 2}',
-        "no files": '{"format_version": 1, "config": {}, "source": {}, "options": {}}',
-        "files of text": '{"format_version": 1, "config": {}, "source": {}, "options": {}, "files": {"a": "b"}}',
-        "a size of text": (
-            '{"format_version": 1, "config": {}, "source": {}, "options": {}, '
-            '"files": {"a": {"size": "1", "crc32c": "00000000"}}}'
-        ),
-        "outside": (
-            '{"format_version": 1, "config": {}, "source": {}, "options": {}, '
-            '"files": {"../../../../etc/passwd": {"size": 1, "crc32c": "00000000"}}}'
-        ),
-    }.items(),
-    ids=lambda case: case[0],
-)
-def test_a_manifest_that_is_none(version: Path, content: tuple[str, str]) -> None:
-    (version / "manifest.json").write_text(content[1])
+NO_MANIFESTS = {
+    "empty": "",
+    "no JSON": "{",
+    "deep": "[" * 100_000,
+    "somebody else's": '{"name": "app", "icons": []}',
+    "a list": "[1]",
+    "a later version": '{"format_version": 2}',
+}
+
+
+@pytest.mark.parametrize("content", NO_MANIFESTS)
+def test_a_manifest_that_is_none(version: Path, content: str) -> None:
+    (version / "manifest.json").write_text(NO_MANIFESTS[content])
     assert "manifest.json" in refused(65, "verify", version)
     assert "manifest.json" in refused(65, "inspect", version)
 
 
 @pytest.mark.parametrize(
+    "file",
+    [
+        {"a": "b"},
+        {"a": {"size": "1", "crc32c": "00000000"}},
+        {"../../../../etc/passwd": {"size": 1, "crc32c": "00000000"}},
+    ],
+    ids=["text", "a size of text", "outside"],
+)
+def test_files_that_make_no_sense(version: Path, file: dict[str, Any]) -> None:
+    edit_manifest(version, lambda manifest: manifest["files"].update(file))
+    for command in ("verify", "inspect"):
+        message = refused(65, command, version)
+        assert "manifest.json" in message
+        assert f"tensor   {next(iter(file))}\n" in message
+
+
+@pytest.mark.parametrize(
     "change",
-    [{"model": "bert"}, {"model": None}, {"tensor_parallel": "2"}, {"tensor_parallel": 0}, {"dtype": "int3"}],
+    [
+        *({"model": "bert"}, {"model": None}, {"dtype": "int3"}),
+        *({"tensor_parallel": "2"}, {"tensor_parallel": 0}, {"tensor_parallel": True}),
+    ],
     ids=str,
 )
 def test_options_that_make_no_sense(version: Path, source: Path, change: dict[str, Any]) -> None:
