@@ -27,6 +27,7 @@ from converter.formats import (
     t5x_writer,
     tensorrt_llm,
     trtllm_build,
+    trtllm_config,
 )
 from converter.formats.parallel import check_divisible
 from converter.manifest import Destination, File, Journal, Manifest
@@ -209,20 +210,19 @@ def _to_t5x(request: Request, opened: Checkpoint, dtype: np.dtype[Any]) -> Laid:
 
 def _to_tensorrt_llm(request: Request, opened: Checkpoint, dtype: np.dtype[Any]) -> Laid:
     before = opened.variant or Variant()  # of a checkpoint that is only divided again the rest stays as it is
-    version = tensorrt_llm.version(request.trtllm_version or ("0.18" if before.old_names else ""))
-    dim, skip = request.parallel_embedding, request.skip_cross_kv or before.skip_cross_kv
+    version = trtllm_config.version(request.trtllm_version or ("0.18" if before.old_names else ""))
+    dim = request.parallel_embedding
     variant = Variant(
         request.tensor_parallel,
         request.pipeline_parallel,
         embedding_sharding_dim=before.embedding_sharding_dim if dim is None else dim,
         use_implicit_relative_attention=request.implicit_relative_attention or before.use_implicit_relative_attention,
-        skip_cross_kv=skip,
-        skip_cross_qkv=skip and version < (0, 17),
-        quant_algo=tensorrt_llm.QUANT.get(request.quant, before.quant_algo),
+        skip_cross_kv=request.skip_cross_kv or before.skip_cross_kv,
+        quant_algo=trtllm_config.QUANT.get(request.quant, before.quant_algo),
         old_names=version < (1, 0),
     )
     files = tensorrt_llm.outputs(opened, dtype, variant)
-    quant = {algorithm: option for option, algorithm in tensorrt_llm.QUANT.items()}
+    quant = {algorithm: option for option, algorithm in trtllm_config.QUANT.items()}
     options = {
         "tensor_parallel": request.tensor_parallel,
         "pipeline_parallel": request.pipeline_parallel,
@@ -234,7 +234,7 @@ def _to_tensorrt_llm(request: Request, opened: Checkpoint, dtype: np.dtype[Any])
     }
     build = trtllm_build.commands(tensorrt_llm.table(opened.family), opened.config, variant, dtype, request.name)
     given = {key: value for key, value in options.items() if value is not None and value is not False and value != ""}
-    notes = tensorrt_llm.notes(opened.family, opened.config, variant)
+    notes = [*tensorrt_llm.notes(opened.family, opened.config, variant), *trtllm_build.notes(version)]
     return Laid(replace(opened, notes=(*opened.notes, *notes)), files, given, {"trtllm_build": build})
 
 

@@ -301,7 +301,6 @@ class Variant:
     skip_cross_kv: bool = False
     quant_algo: str | None = None
     old_names: bool = False  # of T5's tensors, before version 1.0
-    skip_cross_qkv: bool = False  # what skip_cross_kv was called until 0.17
 
     @property
     def use_parallel_embedding(self) -> bool:
@@ -385,7 +384,9 @@ def table_of(family: Family, table: Table | None, target: str) -> Table:
         SourceError: there is none.
     """
     if table is None:
-        raise SourceError(f"{target} cannot hold models of the family {family.name}")
+        tables: dict[str, object] = {"FasterTransformer": family.fastertransformer, "TensorRT-LLM": family.tensorrt_llm}
+        others = ", ".join([*(name for name, one in {**tables, "T5X": family.t5x}.items() if one), "Hugging Face"])
+        raise SourceError(f"{target} cannot hold models of the family {family.name}; these can: {others}")
     return table
 
 

@@ -65,7 +65,7 @@ def trt_adapt(config: Config, variant: Variant) -> Variant:
     if variant.tp_size == 1:
         return replace(variant, embedding_sharding_dim=None)
     if variant.embedding_sharding_dim == trtllm.COLUMNS:
-        raise OptionsError("--parallel-embedding 1: TensorRT-LLM divides Gemma's embedding by its rows alone, 0")
+        raise OptionsError("--parallel-embedding 1: TensorRT-LLM divides Gemma's embedding by its rows alone; give 0")
     return replace(variant, embedding_sharding_dim=trtllm.ROWS)
 
 

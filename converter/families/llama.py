@@ -178,7 +178,7 @@ def trt_adapt(config: Config, variant: Variant) -> Variant:
     if variant.embedding_sharding_dim == trtllm.COLUMNS and config["hidden_size"] % variant.tp_size:
         raise OptionsError(
             f"--parallel-embedding 1: expected a hidden_size that is a multiple of --tensor-parallel "
-            f"{variant.tp_size}, found {config['hidden_size']}"
+            f"{variant.tp_size}, found {config['hidden_size']}; give --parallel-embedding 0, or other ranks"
         )
     return variant
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from converter import manifest
 from converter.checkpoint import Checkpoint
 from converter.errors import SourceError, SourceMissingError
-from converter.formats import fastertransformer, hub, huggingface, lora, t5x, tensorrt_llm
+from converter.formats import fastertransformer, hub, huggingface, lora, t5x, tensorrt_llm, trtllm_config
 from converter.storage import Storage, open_storage
 
 Open = Callable[[Storage, str | None, int | None], Checkpoint]  # (folder, preset, step)
@@ -67,7 +67,7 @@ FORMATS = (
         "trtllm",
         tensorrt_llm.NAME,
         "a TensorRT-LLM checkpoint (`config.json` with rank0.safetensors)",
-        tensorrt_llm.recognises,
+        trtllm_config.recognises,
         _with_manifest(tensorrt_llm.NAME, tensorrt_llm.open),
     ),
     Format(

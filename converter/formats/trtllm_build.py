@@ -1,7 +1,8 @@
 """The `trtllm-build` commands that make engines of a checkpoint, on the GPU that they will run on.
 
-Options: NVIDIA/TensorRT-LLM, tensorrt_llm/commands/build.py, plugin/plugin.py; what encoder-decoders need:
-examples/models/core/enc_dec/README.md.
+Options: NVIDIA/TensorRT-LLM, tensorrt_llm/commands/build.py, plugin/plugin.py, read from 0.15 on; what encoder-decoders
+need: examples/models/core/enc_dec/README.md. `--kv_cache_type` replaces `--paged_kv_cache`, which build.py calls
+deprecated; whether those of 0.13 and 0.14 know it was not read.
 """
 
 from __future__ import annotations
@@ -19,6 +20,19 @@ MAX_BATCH_SIZE = 8
 MAX_INPUT = 1024  # tokens
 MAX_OUTPUT = 256  # tokens
 ENGINES = "../engines"  # beside the checkpoint: what is in it is listed in its manifest
+
+
+KV_CACHE_TYPE = (0, 15)  # the first release whose --kv_cache_type was read
+
+
+def notes(version: tuple[int, int]) -> list[str]:
+    """What to know of the commands for a release of TensorRT-LLM."""
+    if version >= KV_CACHE_TYPE:
+        return []
+    return [
+        "the commands are of trtllm-build 0.15 and later: where yours knows no --kv_cache_type, give "
+        "--paged_kv_cache enable for paged and disable for disabled"
+    ]
 
 
 def commands(rules: TensorRTLLMTable, config: Config, variant: Variant, dtype: np.dtype[Any], name: str) -> list[str]:
@@ -45,7 +59,7 @@ def _command(
         *("--output_dir", f"{engine}/{part.folder}".rstrip("/")),
         *("--max_batch_size", str(MAX_BATCH_SIZE), "--max_beam_width", "1"),
         *_lengths(rules, part, config),
-        *("--gemm_plugin", "disable" if variant.quant_algo else dtype.name),
+        *("--gemm_plugin", dtype.name),  # weight-only layers have a plugin of their own; the others take this one
         *("--gpt_attention_plugin", dtype.name, "--remove_input_padding", "enable"),
         *(("--bert_attention_plugin", dtype.name, "--moe_plugin", "disable") if part.folder else ()),
         *rules.build,

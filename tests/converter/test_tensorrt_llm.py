@@ -9,18 +9,17 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import tiny
 from conftest import done, ftconvert, logits, refused, tree
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file
 
 from converter import engine
 from converter.checkpoint import Checkpoint, check_repeats
 from converter.families.base import Variant
-from converter.formats import huggingface, open_any, t5x, tensorrt_llm
+from converter.formats import huggingface, t5x, tensorrt_llm
 from converter.plan import Plan
 from converter.storage import LocalStorage
 from converter.tensor import dtype_named
@@ -208,6 +207,8 @@ def test_weight_only_is_stated_and_the_weights_stay(tmp_path: Path) -> None:
     assert config["quantization"] == {"quant_algo": "W8A16", "kv_cache_quant_algo": None}
     rank = "rank1.safetensors"
     assert (tmp_path / "int8" / rank).read_bytes() == (tmp_path / "plain" / rank).read_bytes()
+    (command,) = json.loads((tmp_path / "int8" / "manifest.json").read_text())["trtllm_build"]
+    assert " --gemm_plugin float32 " in command
     assert "quantised as W8A16" in ftconvert("inspect", tmp_path / "int8").stdout
     message = refused(78, "hf-to-trtllm", source, tmp_path / "no", "-t", 4, "--quant", "w4a16")
     assert "multiples of 256" in message
@@ -246,242 +247,31 @@ def test_what_is_unusual_for_encoder_decoders_is_noted(tmp_path: Path) -> None:
     assert "weight-only" in done("jax-to-trtllm", source, tmp_path / "c", "--model", "ul2", "--quant", "w4a16")
 
 
-# ------------------------------------------------------------------------------------------------------------- refusals
-
-OPTIONS: dict[str, tuple[Callable[[], tiny.Model], tuple[object, ...], int, str]] = {
-    "stages of GPT-NeoX": (lambda: tiny.gptneox(intermediate_size=128), ("-p", 2), 78, "cannot divide gptneox"),
-    "vocabulary of GPT-NeoX": (lambda: tiny.gptneox(intermediate_size=128), ("-t", 2), 78, "vocab_size"),
-    "heads": (lambda: tiny.gpt2(), ("-t", 3), 78, "n_head"),
-    "layers": (lambda: tiny.gpt2(n_layer=3), ("-p", 2), 78, "n_layer"),
-    "implicit, no T5": (lambda: tiny.gpt2(), ("--implicit-relative-attention",), 78, "only encoder-decoder"),
-    "cross kv, no T5": (lambda: tiny.gpt2(), ("--skip-cross-kv",), 78, "only encoder-decoder"),
-    "a version in between": (lambda: tiny.gpt2(), ("--trtllm-version", "0.19"), 2, "0.13 to 0.18, or 1.0"),
-    "an early version": (lambda: tiny.gpt2(), ("--trtllm-version", "0.12"), 2, "0.13 to 0.18, or 1.0"),
-    "no version": (lambda: tiny.gpt2(), ("--trtllm-version", "newest"), 2, "0.13 to 0.18, or 1.0"),
-    "a family without": (lambda: tiny.bloom(), (), 65, "bloom"),
-    "serial residual": (
-        lambda: tiny.gptneox(intermediate_size=128, use_parallel_residual=False),
-        (),
-        65,
-        "use_parallel_residual",
-    ),
-    "inner size": (lambda: tiny.gptneox(), (), 65, "intermediate_size"),
-    "epsilon": (lambda: tiny.gptneox(intermediate_size=128, layer_norm_eps=1e-6), (), 65, "layer_norm_eps"),
-    "no biases": (lambda: tiny.gptneox(intermediate_size=128, attention_bias=False), (), 65, "attention_bias"),
-    "scaled rotary": (
-        lambda: tiny.gptneox(intermediate_size=128, rope_scaling={"type": "linear", "factor": 2.0}),
-        (),
-        65,
-        "rope_scaling",
-    ),
-    "stages of Gemma": (lambda: tiny.gemma2(vocab_size=28), ("-p", 2), 78, "cannot divide gemma2"),
-    "vocabulary of Gemma": (lambda: tiny.gemma(), ("-t", 2), 78, "vocab_size"),
-    "columns of Gemma's embedding": (
-        lambda: tiny.gemma(vocab_size=28),
-        ("-t", 2, "--parallel-embedding", 1),
-        78,
-        "by its rows alone",
-    ),
-    "columns that do not divide": (
-        lambda: tiny.llama(hidden_size=26, head_dim=8),
-        ("-t", 4, "--parallel-embedding", 1),
-        78,
-        "hidden_size that is a multiple",
-    ),
-    "key heads that ranks cannot share": (
-        lambda: tiny.llama(num_attention_heads=12, num_key_value_heads=4, intermediate_size=18),
-        ("-t", 6),
-        78,
-        "a divisor or a multiple of num_key_value_heads, 4",
-    ),
-    "inner size of LLaMA": (lambda: tiny.llama(intermediate_size=18), ("-t", 4), 78, "intermediate_size"),
-    "Gemma with a head of its own": (lambda: tiny.gemma(tie_word_embeddings=False), (), 65, "tie_word_embeddings"),
-    "Gemma that looks ahead": (
-        lambda: tiny.gemma2(use_bidirectional_attention=True),
-        (),
-        65,
-        "use_bidirectional_attention",
-    ),
-    "LLaMA's activation": (lambda: tiny.llama(hidden_act="mish"), (), 65, "hidden_act"),
-    "Gemma 2's activation": (lambda: tiny.gemma2(hidden_activation="mish"), (), 65, "hidden_activation"),
-    **{
-        f"positions scaled by {kind}": (
-            lambda kind=kind, more=more: tiny.llama(rope_scaling={"type": kind, **more}),
-            (),
-            65,
-            f"linear or llama3\n  got      {kind}",
-        )
-        for kind, more in {
-            "dynamic": {"factor": 2.0},
-            "yarn": {"factor": 2.0},
-            "longrope": {"short_factor": [1.0, 1.0, 1.0], "long_factor": [2.0, 2.0, 2.0]},
-        }.items()
-    },
-    "activation": (lambda: tiny.gpt2(activation_function="mish"), (), 65, "activation_function"),
-    "layer scale": (lambda: tiny.gpt2(scale_attn_by_inverse_layer_idx=True), (), 65, "inverse_layer_idx"),
-}
-
-
-@pytest.mark.parametrize("case", OPTIONS)
-def test_refused(case: str, tmp_path: Path) -> None:
-    builder, options, code, said = OPTIONS[case]
-    source = builder().save(tmp_path / "hf")
-    assert said in refused(code, "hf-to-trtllm", source, tmp_path / "out", *options)
-    assert not (tmp_path / "out").exists()
-
-
 @pytest.mark.parametrize("pair", ["hf-to-trtllm", "hf-to-hf"])
 def test_a_repository_is_built_of_it_afterwards(pair: str, gpt2: Path, tmp_path: Path) -> None:
     assert "repository build" in refused(78, pair, gpt2, tmp_path / "out", "--layout", "repository")
     done(pair, gpt2, tmp_path / "out", "--layout", "weights")
 
 
-T5_OPTIONS: dict[str, tuple[dict[str, Any], tuple[object, ...], str]] = {
-    "vocabulary": ({"vocab_size": 51}, ("-t", 2), "vocab_size"),
-    "heads": ({}, ("-t", 8), "num_heads"),
-    "one of the depths": ({}, ("-p", 2), "num_decoder_layers"),
-    "columns of the embedding": ({}, ("-t", 2, "--parallel-embedding", 1), "by its rows"),
-    "an embedding that 0.17 refuses": (
-        {},
-        ("-t", 2, "--parallel-embedding", 0, "--trtllm-version", "0.17"),
-        "--trtllm-version 1.0",
-    ),
-}
+@pytest.mark.parametrize(("version", "noted"), [("0.13", True), ("0.14", True), ("0.15", False), ("1.0", False)])
+def test_commands_that_an_early_version_may_not_know(version: str, noted: bool, gpt2: Path, tmp_path: Path) -> None:
+    said = done("hf-to-trtllm", gpt2, tmp_path / "out", "--trtllm-version", version)
+    assert ("--paged_kv_cache" in said) is noted
 
 
-@pytest.mark.parametrize("case", T5_OPTIONS)
-def test_refused_for_t5(case: str, tmp_path: Path) -> None:
-    sizes, options, said = T5_OPTIONS[case]
-    source = tiny.t5x_checkpoint(tmp_path / "t5x", tiny.T5(**sizes))
-    assert said in refused(78, "jax-to-trtllm", source, tmp_path / "out", "--model", "ul2", *options)
+# -------------------------------------------------------------------------------------------- what a checkpoint says
 
 
-# ------------------------------------------------------------------------------------------------------ damaged sources
-
-
-@pytest.fixture
-def written(tmp_path: Path, gpt2: Path) -> Path:
-    """Two ranks without a manifest."""
-    done("hf-to-trtllm", gpt2, tmp_path / "written", "-t", 2)
-    (tmp_path / "written" / "manifest.json").unlink()
-    return tmp_path / "written"
-
-
-GONE = "not there"
-
-
-def change(folder: Path, **values: Any) -> None:
-    config = json.loads((folder / "config.json").read_text()) | values
-    (folder / "config.json").write_text(json.dumps({key: one for key, one in config.items() if one != GONE}))
-
-
-def edit(file: Path, name: str, array: np.ndarray | None) -> None:
-    """Another tensor in place of one; none: it is missing."""
-    arrays = load_file(file)
-    arrays.pop(name, None)
-    save_file(arrays if array is None else {**arrays, name: array}, file)
-
-
-MAPPING = {"world_size": 2, "tp_size": 2, "pp_size": 1}
-FAULTS: dict[str, tuple[Callable[[Path], Any], str]] = {
-    "a missing rank": (lambda f: (f / "rank1.safetensors").unlink(), "rank1.safetensors"),
-    "a rank too many": (
-        lambda f: (f / "rank2.safetensors").write_bytes((f / "rank1.safetensors").read_bytes()),
-        "rank2.safetensors",
-    ),
-    "a missing tensor": (
-        lambda f: edit(f / "rank1.safetensors", "lm_head.weight", None),
-        "rank1.safetensors:lm_head.weight",
-    ),
-    "a strange tensor": (
-        lambda f: edit(f / "rank0.safetensors", "transformer.extra", np.ones(3, np.float32)),
-        "rank0.safetensors:transformer.extra",
-    ),
-    "another shape": (
-        lambda f: edit(f / "rank1.safetensors", "lm_head.weight", np.ones((2, 2), np.float32)),
-        "rank1.safetensors:lm_head.weight",
-    ),
-    "another type": (
-        lambda f: edit(f / "rank1.safetensors", "transformer.ln_f.bias", np.ones(16, np.float16)),
-        "another type",
-    ),
-    "ranks that disagree": (
-        lambda f: edit(f / "rank1.safetensors", "transformer.ln_f.bias", np.ones(16, np.float32)),
-        "rank1.safetensors:transformer.ln_f.bias",
-    ),
-    "a head that is not the embedding": (
-        lambda f: edit(f / "rank1.safetensors", "lm_head.weight", np.ones((14, 16), np.float32)),
-        "rank0.safetensors:lm_head.weight",
-    ),
-    "no mapping": (lambda f: change(f, mapping=[2]), "mapping"),
-    "a huge mapping": (lambda f: change(f, mapping={"tp_size": 10**9}), "mapping"),
-    "stages that cannot be": (lambda f: change(f, mapping={**MAPPING, "tp_size": 1, "pp_size": 2}), "not the tensors"),
-    "quantised weights": (lambda f: change(f, quantization={"quant_algo": "FP8"}), "FP8"),
-    "an engine": (lambda f: change(f, pretrained_config={}), "engine"),
-    "another network": (lambda f: change(f, architecture="WhisperEncoder"), "WhisperEncoder"),
-    "a size as text": (lambda f: change(f, hidden_size="16"), "n_embd"),
-    "an impossible size": (lambda f: change(f, num_hidden_layers=10**9), "n_layer"),
-    "another position embedding": (
-        lambda f: change(f, position_embedding_type="alibi"),
-        "position_embedding_type",
-    ),
-    "an unknown type": (lambda f: change(f, dtype="int8"), "dtype"),
-    "another type in what ranks share out": (
-        lambda f: edit(f / "rank1.safetensors", "lm_head.weight", np.ones((14, 16), np.float16)),
-        "rank1.safetensors:lm_head.weight",
-    ),
-    "a value that does not follow": (lambda f: change(f, rotary_embedding_dim=3), "rotary_embedding_dim"),
-    "a value that does not follow, as text": (lambda f: change(f, head_size="4"), "head_size"),
-    "experts": (lambda f: change(f, moe={"num_experts": 8}), "num_experts"),
-    "a quantised cache": (lambda f: change(f, quantization={"kv_cache_quant_algo": "FP8"}), "kv_cache_quant_algo"),
-    "logits of some type": (lambda f: change(f, logits_dtype=[1]), "logits_dtype"),
-    "another world": (lambda f: change(f, mapping={**MAPPING, "world_size": 3}), "world_size"),
-    "no activation": (lambda f: change(f, hidden_act=GONE), "hidden_act"),
-    "no epsilon": (lambda f: change(f, norm_epsilon=GONE), "norm_epsilon"),
-    "no JSON": (lambda f: (f / "config.json").write_text("{" * 10_000), "config.json"),
-}
-
-
-@pytest.mark.parametrize("case", FAULTS)
-def test_a_damaged_source(case: str, written: Path, tmp_path: Path) -> None:
-    damage, said = FAULTS[case]
-    damage(written)
-    assert said in refused(65, "trtllm-to-hf", written, tmp_path / "out")
-
-
-def test_what_is_stored_more_than_once_is_compared(tmp_path: Path) -> None:
-    """Two ranks share the only head of keys; the vocabulary of 29 is padded to 30."""
-    source = tiny.llama(num_key_value_heads=1).save(tmp_path / "hf")
-    for name in ("transformer.layers.1.attention.qkv.weight", "lm_head.weight"):
-        folder = tmp_path / name
-        done("hf-to-trtllm", source, folder, "-t", 2)
-        (folder / "manifest.json").unlink()
-        array = load_file(folder / "rank1.safetensors")[name].copy()
-        array[-1] += 1
-        edit(folder / "rank1.safetensors", name, array)
-        assert f"rank0.safetensors:{name}" in refused(65, "trtllm-to-hf", folder, tmp_path / "out")
-
-
-def test_half_of_an_encoder_decoder(tmp_path: Path) -> None:
+def test_what_skip_cross_kv_was_called_is_read(tmp_path: Path) -> None:
     source = tiny.t5x_checkpoint(tmp_path / "t5x")
-    done("jax-to-trtllm", source, tmp_path / "out", "--model", "ul2")
-    assert "holds encoder/ and decoder/" in refused(65, "trtllm-to-hf", tmp_path / "out" / "decoder", tmp_path / "hf")
-    (tmp_path / "out" / "encoder" / "config.json").unlink()
-    assert "DecoderModel alone" in refused(65, "trtllm-to-hf", tmp_path / "out", tmp_path / "hf")
-
-
-def test_a_value_that_would_become_infinite_is_refused(tmp_path: Path) -> None:
-    model = tiny.gpt2()
-    model.arrays["transformer.h.1.mlp.c_fc.weight"][0, 0] = np.finfo(np.float32).max
-    source = model.save(tmp_path / "hf")
-    message = refused(65, "hf-to-trtllm", source, tmp_path / "out", "--dtype", "fp16")
-    assert "transformer.h.1.mlp.c_fc.weight" in message
-    assert "infinite" in message
-
-
-def test_an_engine_is_named_with_its_folder(written: Path, tmp_path: Path) -> None:
-    change(written, pretrained_config={})
-    assert f"{written}/config.json" in refused(65, "trtllm-to-hf", written, tmp_path / "out")
+    done("jax-to-trtllm", source, tmp_path / "one", "--model", "ul2", "--trtllm-version", "0.14", "--skip-cross-kv")
+    (tmp_path / "one" / "manifest.json").unlink()
+    path = tmp_path / "one" / "decoder" / "config.json"
+    config = json.loads(path.read_text())
+    del config["skip_cross_kv"]
+    path.write_text(json.dumps(config))
+    done("trtllm-to-trtllm", tmp_path / "one", tmp_path / "two", "-t", 2)
+    assert json.loads((tmp_path / "two" / "decoder" / "config.json").read_text())["skip_cross_kv"] is True
 
 
 def test_a_umt5_without_a_manifest_is_told_apart(tmp_path: Path) -> None:
@@ -504,6 +294,7 @@ def test_what_a_checkpoint_was_asked_for_stays_when_it_is_divided_again(tmp_path
     for key in ("quantization", "use_implicit_relative_attention", "skip_cross_kv"):
         assert one[key] == two[key]
     assert (one["skip_cross_kv"], one["quantization"]["quant_algo"]) == (True, "W4A16")
+    assert one["skip_cross_qkv"] is True  # its name in earlier versions
     assert "decoder_layers.0.mlp.fc.weight" in load_file(tmp_path / "two" / "decoder" / "rank1.safetensors")
     done("verify", tmp_path / "two", "--source", tmp_path / "one")
     done("trtllm-to-trtllm", tmp_path / "one", tmp_path / "new", "--trtllm-version", "1.0")
@@ -527,15 +318,3 @@ def test_what_is_assumed_is_noted(tmp_path: Path) -> None:
     assert "assumed" not in done("trtllm-to-hf", tmp_path / "out", tmp_path / "with")
     (tmp_path / "out" / "manifest.json").unlink()
     assert "sliding_window 4096" in done("trtllm-to-hf", tmp_path / "out", tmp_path / "without")
-
-
-def test_a_manifest_of_another_format(written: Path, tmp_path: Path) -> None:
-    values: dict[str, Any] = {"format": "fastertransformer", "family": "gpt2", "tool_version": "1"}
-    values |= {key: {} for key in ("config", "source", "options", "files")}
-    (written / "manifest.json").write_text(json.dumps({"format_version": 1, **values}))
-    assert "fastertransformer" in refused(65, "trtllm-to-hf", written, tmp_path / "out")
-
-
-def test_it_is_no_hugging_face_model(written: Path, tmp_path: Path) -> None:
-    assert "trtllm-to-" in refused(65, "hf-to-hf", written, tmp_path / "out")
-    assert open_any(str(written)).source.format == "tensorrt_llm"

@@ -170,7 +170,7 @@ def _adapt(config: Config, variant: Variant) -> Variant:
         if variant.old_names:
             raise OptionsError("--parallel-embedding: T5 has it from TensorRT-LLM 1.0 on; give --trtllm-version 1.0")
         if variant.embedding_sharding_dim != trtllm.ROWS:
-            raise OptionsError("--parallel-embedding 1: T5's embedding can be divided by its rows alone, 0")
+            raise OptionsError("--parallel-embedding 1: T5's embedding can be divided by its rows alone; give 0")
     return variant
 
 
