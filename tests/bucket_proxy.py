@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 from conftest import tree, use_bucket_server
 
-from converter.storage import gcs, open_storage
+from converter.storage import gcs_client, open_storage
 
 UNIT = 256 << 10  # what a chunk of an upload is a multiple of
 CHUNK = re.compile(r"target\..*(%2F|/)[0-9.]+($|\?)")  # of an array, in the path of a request
@@ -33,7 +33,7 @@ def there(uri: str) -> dict[str, bytes]:
 def upload(folder: Path, uri: str) -> str:
     """Copy a folder into a bucket, with the library's own upload."""
     name, _, prefix = uri.removeprefix("gs://").partition("/")
-    bucket = gcs._client().bucket(name)
+    bucket = gcs_client.client().bucket(name)
     for path, data in tree(folder).items():
         bucket.blob(f"{prefix}/{path}").upload_from_string(data)
     return uri
@@ -151,7 +151,7 @@ def before(bucket_server: str) -> Iterator[Proxy]:
         yield standing
     server.shutdown()
     server.server_close()
-    gcs._client.cache_clear()
+    gcs_client.client.cache_clear()
 
 
 TELEMETRY = re.compile(r"/storage/v1/b/[^/?]+\?.*")  # the library asks for the bucket once, in the background

@@ -158,24 +158,24 @@ def bucket_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 def use_bucket_server(patch: pytest.MonkeyPatch, url: str) -> None:
     """Both clients speak with the server at `url`: ours, and TensorStore."""
-    from converter.storage import gcs
+    from converter.storage import gcs_client
 
     patch.setenv("STORAGE_EMULATOR_HOST", url)
     patch.setenv("TENSORSTORE_GCS_HTTP_URL", url)
-    gcs._client.cache_clear()
+    gcs_client.client.cache_clear()
 
 
 @pytest.fixture
 def bucket(bucket_server: str) -> Iterator[str]:
     """`gs://...` of a fresh bucket."""
-    from converter.storage import gcs
+    from converter.storage import gcs_client
 
     with pytest.MonkeyPatch.context() as patch:
         use_bucket_server(patch, bucket_server)
         name = f"test-{uuid.uuid4().hex[:12]}"
-        gcs._client().create_bucket(name, project="none")
+        gcs_client.client().create_bucket(name, project="none")
         yield f"gs://{name}"
-    gcs._client.cache_clear()
+    gcs_client.client.cache_clear()
 
 
 @pytest.fixture
@@ -192,20 +192,20 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """The library's rules of trying again, but quicker."""
     from google.cloud.storage import retry
 
-    from converter.storage import gcs
+    from converter.storage import gcs, gcs_client
 
     quick = retry.DEFAULT_RETRY.with_delay(initial=0.01, maximum=0.05)
     monkeypatch.setattr(retry, "DEFAULT_RETRY", quick)
-    monkeypatch.setattr(gcs, "PATIENCE", 30)
+    monkeypatch.setattr(gcs_client, "PATIENCE", 30)
     monkeypatch.setattr(gcs, "TENSORSTORE_RETRIES", 1)
 
 
 @pytest.fixture
 def hopeless(monkeypatch: pytest.MonkeyPatch) -> None:
     """For trouble that does not end."""
-    from converter.storage import gcs
+    from converter.storage import gcs_client
 
-    monkeypatch.setattr(gcs, "PATIENCE", 0.1)
+    monkeypatch.setattr(gcs_client, "PATIENCE", 0.1)
 
 
 @pytest.fixture

@@ -1,81 +1,38 @@
 """Google Cloud Storage, both ways, without a copy on this machine.
 
 A folder is a prefix of names: there is none to make and none to clean up. An object is there when its upload is
-complete and not before, so a writer needs no temporary name. Every request is tried again for a while by the client
-library's own rules; what it raises after that becomes this project's errors in one place, `_translated`.
+complete and not before, so a writer needs no temporary name. Requests go through `gcs_client`.
 """
 
 from __future__ import annotations
 
 import base64
 import hashlib
-import http.client
-import json
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from datetime import datetime
-from functools import cache
 from http import HTTPStatus
 from typing import Any
 
 import crc32c
 
-from converter.errors import (
-    ChangedError,
-    DestinationError,
-    FtconvertError,
-    IncompleteError,
-    OptionsError,
-    SourceError,
-    SourceMissingError,
-    UsageError,
-)
+from converter.errors import ChangedError, IncompleteError, OptionsError, SourceError, UsageError
+from converter.storage import gcs_client
 from converter.storage.base import BYTECODE, Buffer, Storage
+from converter.storage.gcs_client import AGAIN, TIMEOUT, damaged, translated
 
 SCHEME = "gs://"
 BUCKET = re.compile(r"[a-z0-9][a-z0-9._-]{1,220}[a-z0-9]")
 CHUNK = 8 << 20  # bytes of a file that are kept before they are sent, where there is room for so many
 UNIT = 256 << 10  # what an upload of several parts consists of
 JOBS = 32  # threads: nearly all of their time is waiting for answers
-TIMEOUT = 60  # seconds that a request may stand still
-PATIENCE = 120  # seconds in which a request is tried again
 TENSORSTORE_RETRIES = 8  # after 1, 2, 4, ... at most 32 seconds: as patient
 APPEND_SECONDS = 3  # between uploads of a journal: an object takes about one a second
 DELETING = 16  # threads
-CONNECTIONS = 256  # kept open; more of them than threads, or the client complains about each
 BINARY = "application/octet-stream"
-AGAIN = "Run the same command again; it goes on where it stopped."
-LOG_IN = (
-    "Log in with `gcloud auth application-default login`, or name a service account's key file in "
-    "GOOGLE_APPLICATION_CREDENTIALS; on GKE give the pod a service account with Workload Identity."
-)
-
-
-@cache
-def _client() -> Any:
-    """One client, so one pool of connections, for all threads; anonymous where STORAGE_EMULATOR_HOST is set."""
-    from google.cloud import storage
-    from requests.adapters import HTTPAdapter
-
-    client = storage.Client(project=None)  # a project is for those who create buckets
-    for scheme in ("http://", "https://"):
-        client._http.mount(scheme, HTTPAdapter(pool_maxsize=CONNECTIONS))
-    return client
-
-
-def _retry() -> Any:
-    """The library's rules: 408, 429, 5xx, lost connections and timeouts, after 1, 2, 4, ... seconds."""
-    from google.cloud.storage.retry import DEFAULT_RETRY
-
-    return DEFAULT_RETRY.with_timeout(PATIENCE)
-
-
-def _options() -> dict[str, Any]:
-    """For every request of the client."""
-    return {"retry": _retry(), "timeout": TIMEOUT}
 
 
 class BucketStorage:
@@ -124,7 +81,7 @@ class BucketStorage:
         return "/".join(part for part in (self.prefix, name) if part)
 
     def _blob(self, name: str) -> Any:
-        return _client().bucket(self.bucket).blob(self._object(name))
+        return gcs_client.client().bucket(self.bucket).blob(self._object(name))
 
     def path(self, name: str) -> str:
         """Where an object lies."""
@@ -147,12 +104,14 @@ class BucketStorage:
     def _list(self, folder: str, fields: str, **options: Any) -> Any:
         """What lies below a folder of the bucket, page after page."""
         prefix = f"{folder}/" if folder else None
-        return _client().list_blobs(self.bucket, prefix=prefix, fields=fields, **options, **_options())
+        return gcs_client.client().list_blobs(
+            self.bucket, prefix=prefix, fields=fields, **options, **gcs_client.options()
+        )
 
     def _listed(self) -> dict[str, Any]:
         """Every object below: name -> what is listed. No bytecode, none of the empty ones that stand for folders."""
         skipped = len(self._object("x")) - 1
-        with _translated(self._root, "no such bucket"):
+        with translated(self._root, "no such bucket"):
             listed = self._list(self.prefix, "items(name,size,generation,crc32c),nextPageToken")
             files = (blob for blob in listed if blob.size or not blob.name.endswith("/"))
             found = {blob.name[skipped:]: blob for blob in files if f"/{BYTECODE}/" not in f"/{blob.name[skipped:]}"}
@@ -165,7 +124,7 @@ class BucketStorage:
         Raises:
             SourceMissingError: there is no such bucket.
         """
-        with _translated(self._root, "no such bucket"):
+        with translated(self._root, "no such bucket"):
             return any(True for _ in self._list(self.prefix, "items(name)", max_results=1)) or not self.prefix
 
     def files(self) -> dict[str, int]:
@@ -182,7 +141,7 @@ class BucketStorage:
 
     def folders(self) -> list[str]:
         """Names of the folders directly below, sorted."""
-        with _translated(self._root, "no such bucket"):
+        with translated(self._root, "no such bucket"):
             listed = self._list(self.prefix, "prefixes,nextPageToken", delimiter="/")
             for _ in listed.pages:
                 pass
@@ -191,23 +150,25 @@ class BucketStorage:
     def is_file(self, name: str) -> bool:
         if not self._object(name):
             return False
-        with _translated(self.path(name)):
-            return bool(self._blob(name).exists(**_options()))
+        with translated(self.path(name)):
+            return bool(self._blob(name).exists(**gcs_client.options()))
 
     def read(self, name: str, start: int = 0, size: int | None = None) -> bytes:
         """Bytes of an object, `size` of them from `start` (all without a size); only these are fetched.
 
         Raises:
             SourceError: the object ends before that.
-            SourceMissingError, OptionsError, IncompleteError: see `_translated`.
+            SourceMissingError, OptionsError, IncompleteError: see `translated`.
         """
         from google.api_core.exceptions import RequestRangeNotSatisfiable
 
         if size == 0:  # no range says that
             return b""
         data, end = b"", None if size is None else start + size - 1
-        with _translated(self.path(name)), suppress(RequestRangeNotSatisfiable):
-            data = self._blob(name).download_as_bytes(start=start or None, end=end, checksum="crc32c", **_options())
+        with translated(self.path(name)), suppress(RequestRangeNotSatisfiable):
+            data = self._blob(name).download_as_bytes(
+                start=start or None, end=end, checksum="crc32c", **gcs_client.options()
+            )
         if size is not None and len(data) != size:
             raise SourceError(f"{self.path(name)}: expected {size} bytes from offset {start}, found {len(data)}")
         return data
@@ -231,8 +192,8 @@ class BucketStorage:
         from google.api_core.exceptions import NotFound
 
         blob = self._blob(name)
-        with _translated(self.path(name)), suppress(NotFound):
-            blob.reload(**_options())
+        with translated(self.path(name)), suppress(NotFound):
+            blob.reload(**gcs_client.options())
         return str(blob.generation or "")
 
     def replace(self, name: str, data: bytes, generation: str) -> str:
@@ -248,8 +209,8 @@ class BucketStorage:
             blob.upload_from_string(data, BINARY, checksum="crc32c", timeout=TIMEOUT, retry=None, **condition)
 
         try:
-            with _translated(self.path(name), "no such bucket", writing=True):
-                _retry()(send)()
+            with translated(self.path(name), "no such bucket", writing=True):
+                gcs_client.retry()(send)()
             return str(blob.generation)
         except ChangedError:
             now = self.generation(name)
@@ -264,8 +225,8 @@ class BucketStorage:
     def modified(self, name: str) -> datetime:
         """When an object was written."""
         blob = self._blob(name)
-        with _translated(self.path(name)):
-            blob.reload(**_options())
+        with translated(self.path(name)):
+            blob.reload(**gcs_client.options())
         updated: datetime = blob.updated
         return updated
 
@@ -279,9 +240,9 @@ class BucketStorage:
 
         def delete(blob: Any) -> None:
             with suppress(NotFound):
-                blob.delete(**_options())
+                blob.delete(**gcs_client.options())
 
-        with _translated(self.path(name), "no such bucket", writing=True):
+        with translated(self.path(name), "no such bucket", writing=True):
             below = list(self._list(self._object(name), "items(name),nextPageToken"))
             with ThreadPoolExecutor(DELETING) as pool:
                 list(pool.map(delete, [self._blob(name), *below]))
@@ -290,8 +251,8 @@ class BucketStorage:
         """crc32c of an object, 8 hex digits, as the bucket states it; nothing is fetched."""
         if name not in self._stated:
             blob = self._blob(name)
-            with _translated(self.path(name)):
-                blob.reload(**_options())
+            with translated(self.path(name)):
+                blob.reload(**gcs_client.options())
             return _hexadecimal(blob.crc32c)
         return _hexadecimal(self._stated[name])
 
@@ -322,7 +283,7 @@ class BucketWriter:
         """Append bytes (any contiguous buffer of single bytes).
 
         Raises:
-            DestinationError, OptionsError, IncompleteError: see `_translated`.
+            DestinationError, OptionsError, IncompleteError: see `translated`.
         """
         view = memoryview(data).cast("B")
         self._crc = crc32c.crc32c(view, self._crc)
@@ -339,14 +300,14 @@ class BucketWriter:
 
         Raises:
             IncompleteError: what the bucket holds is not what was sent; the object is removed.
-            DestinationError, OptionsError: see `_translated`.
+            DestinationError, OptionsError: see `translated`.
         """
         stated = self._send(str(self.size)).get("crc32c")
         ours = f"{self._crc:08x}"
         if _hexadecimal(stated) != ours:
-            with _translated(self._where, writing=True):
-                self._blob.delete(**_options())
-            raise IncompleteError(_damaged(self._where))
+            with translated(self._where, writing=True):
+                self._blob.delete(**gcs_client.options())
+            raise IncompleteError(damaged(self._where))
         return ours
 
     def abort(self) -> None:
@@ -354,15 +315,15 @@ class BucketWriter:
         self._buffer = bytearray()
         if self._session:
             with suppress(Exception):  # the bucket forgets it after a week by itself
-                _client()._http.delete(self._session, timeout=10)
+                gcs_client.client()._http.delete(self._session, timeout=10)
 
     def _send(self, total: str) -> dict[str, Any]:
         """Send what is kept; with the number of all bytes for `total` it makes the object, and returns what it is."""
-        put: Callable[[memoryview, str], dict[str, Any]] = _retry()(self._put)
+        put: Callable[[memoryview, str], dict[str, Any]] = gcs_client.retry()(self._put)
         start, end = self._sent, self._sent + len(self._buffer)
-        with _translated(self._where, "no such bucket", writing=True), memoryview(self._buffer) as data:
+        with translated(self._where, "no such bucket", writing=True), memoryview(self._buffer) as data:
             if total == "*" and not self._session:
-                self._session = self._blob.create_resumable_upload_session(BINARY, **_options())
+                self._session = self._blob.create_resumable_upload_session(BINARY, **gcs_client.options())
             answer = put(data, total)
             while self._sent < end:  # a bucket may take a part only
                 answer = put(data[self._sent - start :], total)
@@ -373,7 +334,7 @@ class BucketWriter:
         """One request of the upload. Sent once more it does no harm: bytes that are there already are passed over."""
         from google.api_core.exceptions import ServiceUnavailable, from_http_response
 
-        client, end = _client(), self._sent + len(data)
+        client, end = gcs_client.client(), self._sent + len(data)
         headers = {"Content-Type": BINARY}
         if total == str(end):  # lets the bucket itself refuse what was damaged on its way
             headers["X-Goog-Hash"] = f"crc32c={base64.b64encode(self._crc.to_bytes(4, 'big')).decode()}"
@@ -420,110 +381,6 @@ class BucketAppender:
     def _upload(self) -> None:
         self._storage.write(self._name, bytes(self._text))
         self._uploaded, self._at = len(self._text), time.monotonic()
-
-
-# ------------------------------------------------------------------------------------------------------------- errors
-
-
-@contextmanager
-def _translated(where: str, missing: str = "no such object", writing: bool = False) -> Iterator[None]:
-    """What the client raises becomes what this project raises. No message quotes a URL: some of them are keys.
-
-    Args:
-        where: bucket or object.
-        missing: what the answer 404 means here.
-
-    Raises:
-        SourceMissingError, SourceError: there is nothing to read, or it may not be read.
-        DestinationError: there is nothing to write to, or it may not be written.
-        OptionsError: no credentials, or none that are accepted.
-        IncompleteError: the connection, or the bucket's own trouble, for longer than `PATIENCE`.
-    """
-    import requests
-    import urllib3
-    from google.api_core.exceptions import GoogleAPIError
-    from google.auth.exceptions import GoogleAuthError
-    from google.cloud.storage.exceptions import DataCorruption, InvalidResponse
-
-    try:
-        yield
-    except DataCorruption as error:
-        raise IncompleteError(_damaged(where)) from error
-    except (GoogleAPIError, InvalidResponse) as error:
-        raise _refused(error, where, missing, writing) from error
-    except GoogleAuthError as error:
-        raise _stranger(error, where) from error
-    except (
-        requests.RequestException,
-        urllib3.exceptions.HTTPError,
-        http.client.HTTPException,
-        ConnectionError,
-    ) as error:
-        raise _lost(type(error).__name__, where) from error
-
-
-def _refused(error: Exception, where: str, missing: str, writing: bool) -> FtconvertError:
-    """For an answer that is no success."""
-    from google.auth.exceptions import GoogleAuthError
-
-    last = getattr(error, "cause", None) or error  # what the retries ended with
-    if isinstance(last, GoogleAuthError):
-        return _stranger(last, where)
-    code = getattr(last, "code", None) or getattr(getattr(last, "response", None), "status_code", None)
-    if not code:
-        return _lost(type(last).__name__, where)
-    said = _said(last)
-    answer = f"{int(code)} {HTTPStatus(code).phrase}{said}"
-    if code == HTTPStatus.BAD_REQUEST and "crc32c" in said.lower():
-        return IncompleteError(_damaged(where))
-    if code in (HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_MANY_REQUESTS) or code >= HTTPStatus.INTERNAL_SERVER_ERROR:
-        return _lost(answer, where)
-    if code == HTTPStatus.PRECONDITION_FAILED:
-        return ChangedError(f"{where}: somebody else has written it meanwhile")
-    if code == HTTPStatus.UNAUTHORIZED:
-        return OptionsError(f"{where}: the bucket does not accept these credentials ({answer}). {LOG_IN}")
-    if code == HTTPStatus.FORBIDDEN and writing:
-        return DestinationError(
-            f"{where}: may not be written ({answer}). Give this account roles/storage.objectAdmin on the bucket."
-        )
-    if code == HTTPStatus.FORBIDDEN:
-        return SourceMissingError(
-            f"{where}: may not be read ({answer}). Give this account roles/storage.objectViewer on the bucket, "
-            "or roles/storage.objectAdmin to write there, too."
-        )
-    if code == HTTPStatus.NOT_FOUND:
-        kind = DestinationError if writing else SourceMissingError
-        return kind(f"{where}: {missing}. Check the name{', or create the bucket' if writing else ''}.")
-    return (DestinationError if writing else SourceError)(f"{where}: the bucket answers {answer}")
-
-
-def _said(error: Exception) -> str:
-    """The bucket's own words, if it has any that may be shown: a sentence, in JSON or as it is."""
-    try:
-        text: str = error.response.text  # type: ignore[attr-defined] # not all have one: AttributeError
-        with suppress(ValueError):
-            text = json.loads(text)["error"]["message"]
-        return f": {text}" if text and len(text) < 500 and not re.search(r"[<\n]|://", text) else ""
-    except (AttributeError, LookupError, TypeError, OSError):  # no answer, or none that says anything
-        return ""
-
-
-def _stranger(error: Exception, where: str) -> FtconvertError:
-    """For credentials that are not there or not good, and for where they could not be asked for."""
-    from google.auth.exceptions import DefaultCredentialsError, RefreshError, TransportError
-
-    if isinstance(error, TransportError) or (isinstance(error, RefreshError) and error.retryable):
-        return _lost(type(error).__name__, where)
-    what = str(error).splitlines()[0] if isinstance(error, DefaultCredentialsError) else type(error).__name__
-    return OptionsError(f"{where}: no credentials for this bucket ({what}). {LOG_IN}")
-
-
-def _lost(what: str, where: str) -> IncompleteError:
-    return IncompleteError(f"{where}: no success in {PATIENCE} s of trying; the last was: {what}. {AGAIN}")
-
-
-def _damaged(where: str) -> str:
-    return f"{where}: damaged on its way: the bucket states another checksum. {AGAIN}"
 
 
 def _hexadecimal(crc: str | None) -> str:

@@ -22,7 +22,7 @@ from converter.errors import (
     SourceMissingError,
     UsageError,
 )
-from converter.storage import LocalStorage, Storage, gcs, open_storage
+from converter.storage import LocalStorage, Storage, gcs, gcs_client, open_storage
 
 pytestmark = pytest.mark.usefixtures("impatient")
 
@@ -297,7 +297,7 @@ def test_a_bucket_may_take_nothing_for_a_while(
     proxy.rule = at_most(2, 308, lambda exchange: exchange.method == "PUT")
     assert written(storage, data) == storage.checksum("x")
     assert storage.read("x") == data
-    monkeypatch.setattr(gcs, "PATIENCE", 0.1)
+    monkeypatch.setattr(gcs_client, "PATIENCE", 0.1)
     proxy.rule = lambda exchange: 308 if exchange.method == "PUT" else None
     with pytest.raises(IncompleteError, match="Run the same command again"):
         storage.write("y", data)

@@ -20,7 +20,7 @@ import tiny
 from bucket_proxy import CHUNK, OPTIONS, Exchange, Proxy, Rule, at_most, marks, there, upload
 from conftest import ftconvert, one_message, refused, tree
 
-from converter.storage import gcs, open_storage
+from converter.storage import gcs, gcs_client, open_storage
 
 pytestmark = pytest.mark.usefixtures("impatient")
 
@@ -288,12 +288,12 @@ def test_a_dry_run_writes_nothing(bucket: str, source: Path, proxy: Proxy) -> No
 
 def resumes(source: Path | str, out: str, undisturbed: dict[str, bytes], least: int) -> None:
     """The same command again does the rest, and gives what an undisturbed run gives."""
-    generations = {blob.name: blob.generation for blob in gcs._client().list_blobs(out.split("/")[2])}
+    generations = {blob.name: blob.generation for blob in gcs_client.client().list_blobs(out.split("/")[2])}
     result = ftconvert("jax-to-ft", source, out, *OPTIONS, "--json")
     assert result.exit_code == 0, result.stderr
     resumed = json.loads(result.stdout)["files_resumed"]
     assert least <= resumed < len(undisturbed) - 2
-    after = {blob.name: blob.generation for blob in gcs._client().list_blobs(out.split("/")[2])}
+    after = {blob.name: blob.generation for blob in gcs_client.client().list_blobs(out.split("/")[2])}
     assert sum(after.get(name) == generation for name, generation in generations.items()) >= resumed
     same(there(out), undisturbed, str(source))
 

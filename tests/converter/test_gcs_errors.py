@@ -22,7 +22,7 @@ from converter.errors import (
     OptionsError,
     SourceMissingError,
 )
-from converter.storage import Storage, gcs, open_storage
+from converter.storage import Storage, gcs_client, open_storage
 
 pytestmark = pytest.mark.usefixtures("impatient")
 
@@ -134,7 +134,10 @@ def troubles() -> Iterator[tuple[Exception, type[FtconvertError], str]]:
 )
 def test_errors_of_the_real_thing(trouble: tuple[Exception, type[FtconvertError], str]) -> None:
     raised, expected, words = trouble
-    with pytest.raises(FtconvertError) as caught, gcs._translated("gs://bucket/x", "no such bucket", writing=True):
+    with (
+        pytest.raises(FtconvertError) as caught,
+        gcs_client.translated("gs://bucket/x", "no such bucket", writing=True),
+    ):
         raise raised
     assert type(caught.value) is expected
     message = clear_message(caught.value, "gs://bucket/x")
@@ -147,9 +150,9 @@ def real_google(monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]
     """No emulator: the client would speak with Google, if it had credentials. Nothing is sent."""
     for name in ("STORAGE_EMULATOR_HOST", "GOOGLE_APPLICATION_CREDENTIALS", "GOOGLE_CLOUD_PROJECT"):
         monkeypatch.delenv(name, raising=False)
-    gcs._client.cache_clear()
+    gcs_client.client.cache_clear()
     yield monkeypatch
-    gcs._client.cache_clear()
+    gcs_client.client.cache_clear()
 
 
 def test_no_credentials(real_google: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -177,10 +180,10 @@ def test_no_project_is_needed_and_the_pool_is_large(real_google: pytest.MonkeyPa
     from google.auth.credentials import AnonymousCredentials
 
     real_google.setattr("google.auth.default", lambda *arguments, **options: (AnonymousCredentials(), None))
-    client = gcs._client()
+    client = gcs_client.client()
     assert client.project is None
     assert client._http.get_adapter("https://storage.googleapis.com")._pool_maxsize >= 256
-    assert gcs._client() is client
+    assert gcs_client.client() is client
 
 
 def test_without_the_library(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
