@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import uuid
 import zipfile
@@ -29,6 +31,12 @@ def ftconvert(*arguments: object) -> Result:
     from converter.cli import main
 
     return CliRunner().invoke(main, [str(argument) for argument in arguments], prog_name="ftconvert")
+
+
+def scratch() -> tempfile.TemporaryDirectory[str]:
+    """A folder for one example of many, in memory where that can be written to: a disk takes its time for each file."""
+    memory = Path("/dev/shm")
+    return tempfile.TemporaryDirectory(dir=memory if os.access(memory, os.W_OK) else None)
 
 
 def logits(folder: Path) -> np.ndarray:

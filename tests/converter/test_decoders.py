@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import tiny
-from conftest import done, ftconvert, logits, refused, tree
+from conftest import done, ftconvert, logits, refused, scratch, tree
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -98,7 +97,7 @@ def test_reading_back_gives_the_same_bits(
 ) -> None:
     values = (heads, heads * width, inner, layers)
     sizes = {word: value for word, value in zip(WORDS[CASES[case][0]], values, strict=True) if word}
-    with tempfile.TemporaryDirectory() as name:
+    with scratch() as name:
         base = Path(name)
         source = huggingface.open(str(built(case, dtype=dtype, vocab_size=vocabulary, **sizes).save(base / "hf")))
         model = fastertransformer.expressible(source).cast(source.widest_dtype)

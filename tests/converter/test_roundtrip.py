@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import tempfile
 from pathlib import Path
 
 import numpy as np
 import tiny
+from conftest import scratch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -64,7 +64,7 @@ def files(folder: Path) -> dict[str, bytes]:
 def test_reading_back_gives_the_same_bits(
     sizes: tiny.T5, dtype: str, tp: int, chunk: int | None, budget: int, style: str
 ) -> None:
-    with tempfile.TemporaryDirectory() as name:
+    with scratch() as name:
         base = Path(name)
         arrays = tiny.t5_arrays(sizes, dtype)
         tiny.write_t5x(base / "t5x", arrays, gin=tiny.t5_gin(sizes, style), chunk=chunk, gzip=chunk is None)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +11,7 @@ import numpy as np
 import pytest
 import tensorstore
 import tiny
+from conftest import scratch
 from flax import serialization, traverse_util
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -225,7 +225,7 @@ some = settings(max_examples=12, deadline=None, suppress_health_check=[HealthChe
     budget=st.sampled_from([1, 1 << 30]),
 )
 def test_reading_back_gives_the_same_bits(sizes: tiny.T5, dtype: str, chunk_bytes: int, budget: int) -> None:
-    with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+    with scratch() as folder, pytest.MonkeyPatch.context() as patch:
         patch.setattr(t5x_writer, "CHUNK_BYTES", chunk_bytes)
         base = Path(folder)
         arrays = tiny.t5_arrays(sizes, dtype)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import tempfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 
 import pytest
 import tiny
-from conftest import done, ftconvert, logits, refused, tree
+from conftest import done, ftconvert, logits, refused, scratch, tree
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import load_file
@@ -98,7 +97,7 @@ def test_t5_and_umt5(
     variant = Variant(tp, pp, old_names=old, use_implicit_relative_attention=implicit)
     if parallel and not old:
         variant = replace(variant, embedding_sharding_dim=0)
-    with tempfile.TemporaryDirectory() as name:
+    with scratch() as name:
         base = Path(name)
         gin = tiny.t5_gin(sizes).replace("silu", "gelu") if stacked else tiny.t5_gin(sizes)
         tiny.write_t5x(base / "t5x", arrays, gin=gin, chunk=chunk)
@@ -137,7 +136,7 @@ DECODERS: dict[str, tuple[Callable[..., tiny.Model], dict[str, Any]]] = {
 )
 def test_decoders(case: str, dtype: str, tp: int, pp: int, dim: int | None, budget: int) -> None:
     builder, changes = DECODERS[case]
-    with tempfile.TemporaryDirectory() as name:
+    with scratch() as name:
         base = Path(name)
         source = huggingface.open(str(builder(dtype=dtype, **changes).save(base / "hf")))
         rules = tensorrt_llm.table(source.family)

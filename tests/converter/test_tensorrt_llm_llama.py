@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import tiny
-from conftest import done, ftconvert, logits, refused, tree
+from conftest import done, ftconvert, logits, refused, scratch, tree
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
@@ -58,7 +57,7 @@ def test_gemmas(case: str, dtype: str, to: str, tp: int, budget: int) -> None:
     for name in norms:  # around 0, as they are trained, with some that are far away
         model.arrays[name] = (model.arrays[name] - model.arrays[name].dtype.type(1)) * model.arrays[name].dtype.type(2)
         model.arrays[name][:3] = -1, 0.0078125, 1000
-    with tempfile.TemporaryDirectory() as name:
+    with scratch() as name:
         base = Path(name)
         source = huggingface.open(str(model.save(base / "hf")))
         written = write(source, base / "one", tp, to, budget)
