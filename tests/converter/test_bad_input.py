@@ -25,10 +25,15 @@ SQUARE = "target.encoder.layers_0.attention.out.kernel"  # [24, 12]
 HOSTILE_SECONDS = 5.0  # for saying no to what was made to make us hang
 
 
+@pytest.fixture(scope="module")
+def good(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny.t5x_checkpoint(tmp_path_factory.mktemp("good") / "t5x")
+
+
 @pytest.fixture
-def source(tmp_path: Path) -> Path:
+def source(tmp_path: Path, good: Path) -> Path:
     """A good checkpoint, to be damaged: gzip, whole chunks."""
-    return tiny.t5x_checkpoint(tmp_path / "t5x")
+    return shutil.copytree(good, tmp_path / "t5x")
 
 
 @pytest.fixture

@@ -11,9 +11,15 @@ import tiny
 from conftest import ftconvert, refused, tree
 
 
+@pytest.fixture(scope="module")
+def good(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny.t5x_checkpoint(tmp_path_factory.mktemp("good") / "t5x")
+
+
 @pytest.fixture
-def source(tmp_path: Path) -> Path:
-    return tiny.t5x_checkpoint(tmp_path / "t5x")
+def source(tmp_path: Path, good: Path) -> Path:
+    """With a folder of its own, where destinations lie beside it."""
+    return shutil.copytree(good, tmp_path / "t5x")
 
 
 def occupied(source: Path, *options: object) -> str:

@@ -28,12 +28,18 @@ def peak(pair: str, source: Path, destination: Path, *options: str) -> int:
     return int(run.stderr.split("peak ")[1].split()[0]) << 10
 
 
-@pytest.mark.parametrize("packed", [True, False], ids=["gzip", "raw"])
+@pytest.fixture(scope="module", params=[True, False], ids=["gzip", "raw"])
+def sources(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A small and a large one, packed or not."""
+    base, packed = tmp_path_factory.mktemp("sources"), request.param
+    small = t5x_checkpoint(base / "small", gzip=packed)
+    return small, t5x_checkpoint(base / "large", LARGE, gzip=packed, chunk=2048)
+
+
 @pytest.mark.parametrize("pair", ["jax-to-ft", "jax-to-trtllm"])
-def test_peak_memory_stays_within_the_budget(pair: str, packed: bool, tmp_path: Path) -> None:
+def test_peak_memory_stays_within_the_budget(pair: str, sources: tuple[Path, Path], tmp_path: Path) -> None:
     """64 MiB of weights, half of them one matrix, within 1.25 times 16 MiB. Chunks have 4 MiB."""
-    small = t5x_checkpoint(tmp_path / "small", gzip=packed)
-    large = t5x_checkpoint(tmp_path / "large", LARGE, gzip=packed, chunk=2048)
+    small, large = sources
     own = peak(pair, small, tmp_path / "a")
     for ranks in ("1", "8"):
         taken = peak(pair, large, tmp_path / ranks, "-t", ranks, "--memory-budget", "16MiB") - own
