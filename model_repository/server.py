@@ -35,6 +35,7 @@ from types import FrameType, TracebackType
 
 import converter
 from converter.errors import FtconvertError, IncompleteError, OptionsError, SourceError, SourceMissingError
+from converter.storage import SCHEME, open_storage
 from model_repository import triton_log, watcher
 
 POLL_SECONDS = 0.1  # between two looks at a server that is starting or running
@@ -44,6 +45,7 @@ DEAD_STUB_SECONDS = 3.0  # a stub that stays dead this long will not be noticed:
 
 MODES = ("none", "explicit", "poll")
 PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
+CONFIG_PBTXT = "config.pbtxt"  # as converter.manifest calls it, which takes numpy
 # Where Triton's own clients copy a model to before they load it; /tmp where nothing is said.
 COPIES = ("TRITON_GCS_MOUNT_DIRECTORY", "TRITON_AWS_MOUNT_DIRECTORY", "TRITON_AZURE_MOUNT_DIRECTORY")
 # What Triton says when the repository is at fault: its verdict, or a stub that finds no model.py.
@@ -64,7 +66,7 @@ class TritonServer:
     """A tritonserver process serving `repository`; a context manager that starts and stops it.
 
     Args:
-        repository: a local folder, or a URL that Triton itself opens (gs://, s3://, as://).
+        repository: a local folder, gs://, or another URL that Triton itself opens (s3://, as://).
         grpc_port, http_port, metrics_port: 0 takes a free one; the attributes of these names then say which.
         address: where all three listen.
         mode: Triton's model control mode: `none` loads everything and fails when one model fails, `explicit` loads
@@ -344,28 +346,32 @@ def _find_libpython(bundled: Path) -> tuple[Path, ...]:
 
 
 def _checked_repository(repository: str | Path, mode: str) -> str:
-    """What to pass to --model-repository. A local folder is checked here, a URL by Triton."""
+    """What to pass to --model-repository. A folder and gs:// are checked here, what else Triton opens by Triton.
+
+    So is gs:// with credentials of Triton's own (TRITON_CLOUD_CREDENTIAL_PATH), which no other client knows.
+    """
     if mode not in MODES:
         raise OptionsError(f"the mode is one of {', '.join(MODES)}, not {mode!r}")
-    if "://" in str(repository):
-        return str(repository)
-    path = Path(repository)
-    if not path.is_dir():
-        raise SourceMissingError(f"no model repository at {path}: there is no such folder")
-    if mode == "none" and not any(path.glob("*/config.pbtxt")):
-        if (path / "config.pbtxt").is_file():
-            raise SourceError(f"{path} is a model, not a model repository; serve the folder above it")
+    uri = str(repository)
+    if "://" in uri and (not uri.startswith(SCHEME) or "TRITON_CLOUD_CREDENTIAL_PATH" in os.environ):
+        return uri
+    root = open_storage(uri)
+    if not root.is_folder():
+        raise SourceMissingError(f"no model repository at {root}: there is no such folder")
+    models = [name for name in root.folders() if not name.startswith(".")]
+    unfinished = [name for name in models if not root.is_file(f"{name}/{CONFIG_PBTXT}")]
+    if root.is_file(CONFIG_PBTXT):
+        raise SourceError(f"{root} is a model, not a model repository; serve the folder above it")
+    if mode == "none" and unfinished == models:
         raise SourceError(
-            f"no model in {path}: no folder in it has a config.pbtxt (it comes last: an unfinished one has none)"
+            f"no model in {root}: no folder in it has a config.pbtxt (it comes last: an unfinished one has none)"
         )
-    models = [folder for folder in path.iterdir() if folder.is_dir() and not folder.name.startswith(".")]
-    unfinished = sorted(folder.name for folder in models if not (folder / "config.pbtxt").is_file())
     if mode != "explicit" and unfinished:  # Triton would refuse the whole repository, with a reason that misleads
         raise SourceError(
-            f"{path}: no config.pbtxt in {', '.join(unfinished)}: a conversion under way, or one that was killed. Wait "
+            f"{root}: no config.pbtxt in {', '.join(unfinished)}: a conversion under way, or one that was killed. Wait "
             "for it, run its command again, or move the folder away"
         )
-    return str(path.resolve())
+    return uri if "://" in uri else str(Path(uri).resolve())
 
 
 def _claim_ports(address: str, ports: dict[str, int]) -> list[int]:
@@ -409,21 +415,34 @@ def _lay_out(folder: Path, runtime: _Runtime) -> None:
 
 
 def _environment(runtime: _Runtime, folder: Path) -> dict[str, str]:
-    """This process's environment, so that the stubs run this Python, which they find as the first `python3` on PATH.
-
-    Credentials for buckets are in it, too: Triton's own clients read them.
-    """
+    """This process's environment, so that the stubs run this Python, which they find as the first `python3` on PATH."""
 
     def before(name: str, *folders: Path) -> str:
         return os.pathsep.join([*map(str, folders), *filter(None, [os.environ.get(name)])])
 
-    copies = {name: str(folder) for name in COPIES if name not in os.environ}
     changes = {
         "LD_LIBRARY_PATH": before("LD_LIBRARY_PATH", *runtime.libraries),
         "PATH": before("PATH", Path(sys.executable).parent),
         "HF_HUB_OFFLINE": "1",  # a served model is complete: a look at the hub is a mistake
     }
-    return os.environ | copies | changes
+    return _for_buckets(folder) | os.environ | changes
+
+
+def _for_buckets(folder: Path) -> dict[str, str]:
+    """What Triton's own clients are told unless the environment tells them: the same as this project's client knows.
+
+    Of Google's credentials Triton reads GOOGLE_APPLICATION_CREDENTIALS and asks the machine's metadata server
+    (triton-inference-server/core, filesystem/implementations/gcs.h); `gcloud auth application-default login` writes a
+    file that it does not look for.
+    """
+    told = dict.fromkeys(COPIES, str(folder))
+    gcloud = Path(os.environ.get("CLOUDSDK_CONFIG", Path.home() / ".config" / "gcloud"))
+    if (login := gcloud / "application_default_credentials.json").is_file():
+        told["GOOGLE_APPLICATION_CREDENTIALS"] = str(login)
+    if emulator := os.environ.get("STORAGE_EMULATOR_HOST"):
+        # nobody is to be asked for credentials: a closed port answers that at once
+        told |= {"CLOUD_STORAGE_EMULATOR_ENDPOINT": emulator, "GCE_METADATA_ROOT": "127.0.0.1:9"}
+    return told
 
 
 def _get(address: str, port: int, path: str) -> bytes | None:

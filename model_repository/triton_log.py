@@ -21,6 +21,7 @@ _ERROR = re.compile(
     r"|^\[libprotobuf ERROR \S+\] (?P<protobuf>.*)$"
     # a stub that finds no model.py ends, and Triton waits for it for ever: only the stub says why
     r"|^I\d{4} \S+ \d+ pb_stub\.cc:\d+\] +(?P<stub>Failed to preinitialize .*)$"
+    r"|^error: creating server: (?!Internal - failed to load all models)(?P<verdict>.*)$"  # nothing of the repository's
 )
 _NOISE = re.compile(
     r"CudaDriverHelper has not been initialized|ERROR: Failed to create instance|unable to create stream for \S+ CUDA"
@@ -66,7 +67,7 @@ class News:
 def _errors(lines: list[str]) -> Iterator[str]:
     for line in lines:
         if match := _ERROR.match(line):
-            text = match["triton"] or match["protobuf"] or match["stub"]
+            text = next(filter(None, match.groups()))
             if not _NOISE.search(text):
                 yield _plain(text)
 

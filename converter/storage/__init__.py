@@ -8,6 +8,7 @@ from converter.storage.gcs import SCHEME, BucketStorage
 from converter.storage.local import LocalStorage
 
 __all__ = [
+    "SCHEME",
     "TEMPORARY",
     "Appender",
     "BucketStorage",

@@ -19,6 +19,7 @@ from pathlib import Path
 import pytest
 from conftest import ftconvert
 
+from converter.errors import FtconvertError, IncompleteError
 from converter.storage import open_storage
 from model_repository.server import TritonServer
 
@@ -186,13 +187,10 @@ def load(triton: TritonServer) -> None:
 
 
 @pytest.fixture
-def repository(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Here, or in a bucket that Triton's own client finds without looking for credentials."""
+def repository(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """Here, or in a bucket."""
     if request.param == "disk":
         return str(tmp_path / "models")
-    monkeypatch.setenv("CLOUD_STORAGE_EMULATOR_ENDPOINT", request.getfixturevalue("bucket_server"))
-    monkeypatch.setenv("GCE_METADATA_ROOT", "127.0.0.1:9")
-    monkeypatch.setenv("TRITON_GCS_MOUNT_DIRECTORY", str(tmp_path))  # where it copies the models to
     return f"{request.getfixturevalue('bucket')}/models"
 
 
@@ -216,3 +214,27 @@ def test_poll_mode(repository: str, models: list[Path], tmp_path: Path) -> None:
             history(repository, models, clients, lambda: time.sleep(2.5))  # two looks
         os.kill(triton.pid, signal.SIGKILL)
     judged(clients)
+
+
+def test_text_models_in_a_bucket(bucket: str, example: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each with its own tokenizer, which Triton copies like the rest; where to is this server's affair to tidy up."""
+    tokenizer = ("--tokenizer", example / "spiece.model")
+    result = ftconvert("jax-to-ft", "--model", "ul2", "--name", "ul2", *tokenizer, example, f"{bucket}/models")
+    assert result.exit_code == 0, result.stderr
+    for wrong, told in (("none", "no such folder"), ("models/ul2", "serve the folder above it"), ("", "no model in")):
+        with pytest.raises(FtconvertError, match=told):
+            TritonServer(f"{bucket}/{wrong}").start()
+    with TritonServer(f"{bucket}/models") as triton:
+        text = "summarize: This package contains the Lua bindings for swupdate."
+        body = json.dumps({"text_input": text, "max_tokens": 12}).encode()
+        url = f"http://127.0.0.1:{triton.http_port}/v2/models/ul2_text/generate"
+        with urllib.request.urlopen(url, body, timeout=60) as response:
+            assert json.load(response)["text_output"] == "Lua bindings for the Lua language"
+        assert triton._folder
+        folder = triton._folder
+        assert len(list(folder.rglob("spiece.model"))) == 2
+        os.kill(triton.pid, signal.SIGKILL)
+    assert not folder.exists()
+    monkeypatch.setenv("TRITON_CLOUD_CREDENTIAL_PATH", "/nowhere.json")  # Triton's own affair, and its own words
+    with pytest.raises(IncompleteError, match=r"exit code 1\nInternal - failed to open text file .* /nowhere\.json"):
+        TritonServer(f"{bucket}/models").start()

@@ -12,7 +12,9 @@ import tiny
 import torch
 from conftest import ftconvert, logits
 
-from converter.formats import open_any
+from converter.errors import SourceMissingError
+from converter.formats import open_any, open_weights
+from converter.storage import LocalStorage
 from model_repository.backends import generation, reference
 from model_repository.backends.sampling import Rules
 
@@ -94,3 +96,9 @@ def test_tables_that_no_file_holds_are_there(tmp_path: Path) -> None:
         buffers = dict(reference.load(open_any(str(tmp_path / name))).named_buffers())
         assert buffers
         assert all(buffer.device.type == "cpu" and buffer.abs().sum() > 0 for buffer in buffers.values()), name
+
+
+def test_a_folder_without_weights_is_told(tmp_path: Path) -> None:
+    """A backend that loads it would else end in an error that says nothing."""
+    with pytest.raises(SourceMissingError, match=r"expected FasterTransformer weights .* or .* found neither"):
+        open_weights(LocalStorage(tmp_path))

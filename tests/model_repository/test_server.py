@@ -371,6 +371,24 @@ def test_an_ensemble_does_not_repeat_what_its_part_has_said() -> None:
     assert triton_log.reasons(line) == ["ensemble 't' depends on 'a' which has no loaded version"]
 
 
+def test_credentials_and_an_emulator_are_passed_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("GOOGLE_APPLICATION_CREDENTIALS", "STORAGE_EMULATOR_HOST", *server.COPIES):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("CLOUDSDK_CONFIG", str(tmp_path))
+    assert server._for_buckets(tmp_path) == dict.fromkeys(server.COPIES, str(tmp_path))
+    login = tmp_path / "application_default_credentials.json"  # of `gcloud auth application-default login`
+    login.write_text("{}")
+    monkeypatch.setenv("STORAGE_EMULATOR_HOST", "http://127.0.0.1:4443")
+    runtime = server._find_runtime()
+    found = server._environment(runtime, tmp_path)
+    assert found["GOOGLE_APPLICATION_CREDENTIALS"] == str(login)
+    assert found["CLOUD_STORAGE_EMULATOR_ENDPOINT"] == "http://127.0.0.1:4443"
+    named = {"GOOGLE_APPLICATION_CREDENTIALS": "/key.json", "TRITON_GCS_MOUNT_DIRECTORY": "/large"}
+    for name, value in named.items():
+        monkeypatch.setenv(name, value)
+    assert server._environment(runtime, tmp_path).items() >= named.items()
+
+
 def test_only_ipv4_is_listened_on(tmp_path: Path) -> None:
     with pytest.raises(OptionsError, match="IPv4"):
         TritonServer(model(tmp_path / "repository", "double"), address="::1").start()
