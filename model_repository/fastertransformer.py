@@ -49,6 +49,8 @@ PARAMETERS = {
     "int8_mode": one_of(0, 1, 2),
 }
 IDS_TYPE = "output_ids_type"  # of T5's outputs: UINT32 for versions before FasterTransformer 5.1.1
+# What is passed over (libfastertransformer.cc), or would be wrong, for any other model type.
+OF_TYPE = {"int8_mode": "GPT", IDS_TYPE: "T5"}
 SETTINGS = {**BATCHING, **TEXT, **PARAMETERS, IDS_TYPE: one_of("INT32", "UINT32")}
 
 # How to decode, the same for all families.
@@ -146,11 +148,11 @@ def model_config(
             # both names are what the backend looks for (libfastertransformer.cc, ValidateInputs)
             add_item_shapes(config, tensor.name, f"{tensor.name}_item_shape")
     add_outputs(config, OUTPUTS[model_type])
-    if values and IDS_TYPE in values:
-        if model_type != "T5":
-            raise OptionsError(
-                f"--set {IDS_TYPE}: only T5's outputs have changed their type; {model_type}'s are UINT32"
-            )
+    values = values or {}
+    for key, only in OF_TYPE.items():
+        if key in values and model_type != only:
+            raise OptionsError(f"--set {key}: means something to model_type {only} only; this one is {model_type}")
+    if IDS_TYPE in values:
         for tensor in config.output[:2]:
             tensor.data_type = DataType.Value(f"TYPE_{values[IDS_TYPE]}")
     add_parameters(
@@ -161,11 +163,12 @@ def model_config(
             "pipeline_para_size": str(options["pipeline_parallel"]),
             "data_type": options["compute_dtype"],
             "enable_custom_all_reduce": "0",
+            **({"int8_mode": "0"} if model_type == OF_TYPE["int8_mode"] else {}),  # missing it is an error in the log
             "manifest_sha256": manifest_sha256,
-            **{key: as_text(value) for key, value in (values or {}).items() if key in PARAMETERS},
+            **{key: as_text(value) for key, value in values.items() if key in PARAMETERS},
         },
     )
-    tune(config, values or {})
+    tune(config, values)
     return config
 
 

@@ -192,6 +192,8 @@ def test_a_tree_for_older_versions_of_fastertransformer(tmp_path: Path, example:
     files = built(
         "fastertransformer", *options, "--tokenizer", example / "spiece.model", tmp_path / "ft", tmp_path / "m"
     )
+    command = (*BUILD, "fastertransformer", "--set", "int8_mode=1", tmp_path / "ft", tmp_path / "none")
+    assert "model_type GPT only; this one is T5" in refused(78, *command)
     model, pre, post = (parsed(files, f"ul2{end}") for end in ("", "_preprocessing", "_postprocessing"))
     types = {tensor.name: DataType.Name(tensor.data_type) for tensor in [*model.output, *post.input]}
     ids = ("output_ids", "sequence_length", "TOKENS_BATCH", "SEQUENCE_LENGTH")
@@ -279,7 +281,12 @@ def test_backends_that_open_a_tokenizer_are_told_its_folder(
         ("tensorrtllm", 78, ["--set", "cross_kv_cache_fraction=0.5"], "loads no model with it that has no encoder"),
         ("tensorrtllm", 2, ["--set", "instance_count=2"], "no such setting"),
         ("tensorrtllm", 2, ["--set", "decoding_mode=topk"], 'expected one of "top_k", "top_p"'),
-        ("fastertransformer", 78, ["--set", "output_ids_type=INT32"], "only T5's outputs have changed their type"),
+        (
+            "fastertransformer",
+            78,
+            ["--set", "output_ids_type=INT32"],
+            "to model_type T5 only; this one is GPT",
+        ),
         ("tensorrtllm", 2, ["--set", "max_beam_width=true"], "expected a whole number"),
     ],
 )

@@ -147,6 +147,7 @@ def test_decoders_field_by_field(family: str, model_type: str) -> None:
         "data_type": "fp16",
         "enable_custom_all_reduce": "0",
         "manifest_sha256": "ab" * 32,
+        **({"int8_mode": "0"} if gpt else {}),
     }
 
 
