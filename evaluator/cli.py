@@ -16,6 +16,24 @@ import click
 import evaluator
 from evaluator.errors import EvaluateError, TransientError
 
+PROTOCOLS = ("auto", "grpc", "http", "openai", "vllm", "tgi", "torchserve", "vertex")
+TIMES = ("latency", "ttft", "tpot")
+
+
+class _RunByDefault(click.Group):
+    """`evaluate --endpoint ...` is `evaluate run --endpoint ...`, which nobody has to write."""
+
+    def parse_args(self, context: click.Context, args: list[str]) -> list[str]:
+        if args[:1] not in ([name] for name in self.commands):
+            args = ["run", *args]
+        return super().parse_args(context, args)
+
+    def resolve_command(
+        self, context: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        name, command, rest = super().resolve_command(context, args)
+        return "" if name == "run" else name, command, rest  # as `--help` shows it
+
 
 def _version(context: click.Context, _: click.Parameter, asked: bool) -> None:
     if asked and not context.resilient_parsing:
@@ -24,9 +42,11 @@ def _version(context: click.Context, _: click.Parameter, asked: bool) -> None:
 
 
 def _address(_: click.Context, __: click.Parameter, value: str) -> str:
+    if "://" in value:
+        return value
     host, port = value.rpartition(":")[::2]
     if not host or "/" in value or not port.isdecimal() or not 0 < int(port) < 65536:
-        raise click.BadParameter(f"expected HOST:PORT of a Triton server's gRPC port, found {value!r}")
+        raise click.BadParameter(f"expected HOST:PORT of a Triton server's gRPC port, or a URL, found {value!r}")
     return value
 
 
@@ -36,15 +56,89 @@ def _template(_: click.Context, __: click.Parameter, value: str) -> str:
     return value
 
 
-@click.command(context_settings={"show_default": True, "help_option_names": ["-h", "--help"]})
-@click.option("--endpoint", required=True, metavar="HOST:PORT", callback=_address, help="Triton's gRPC port.")
-@click.option("--model", required=True, metavar="NAME", help="Model to evaluate; its newest ready version is used.")
-@click.option("--dataset", required=True, metavar="PATH", help="JSON lines with id, document (or dialogue), summary.")
+def _numbers(kind: Callable[[str], float], what: str) -> Callable[..., tuple[float, ...] | None]:
+    """A callback for `1,4,16`: each above 0, none twice."""
+
+    def parse(_: click.Context, __: click.Parameter, value: str | None) -> tuple[float, ...] | None:
+        if value is None:
+            return None
+        try:
+            numbers = tuple(kind(part) for part in value.split(","))
+        except ValueError:
+            numbers = ()
+        if not numbers or not all(0 < number < float("inf") for number in numbers) or len(set(numbers)) < len(numbers):
+            raise click.BadParameter(f"expected {what}, or several with commas between, found {value!r}")
+        return numbers
+
+    return parse
+
+
+def _pairs(_: click.Context, parameter: click.Parameter, values: tuple[str, ...]) -> dict[str, str]:
+    pairs = {}
+    for value in values:
+        name, equals, text = value.partition("=")
+        if not name or not equals or name in pairs:
+            raise click.BadParameter(f"expected NAME=VALUE, each name once, found {value!r}")
+        pairs[name] = text
+    return pairs
+
+
+def _limits(context: click.Context, parameter: click.Parameter, values: tuple[str, ...]) -> dict[str, float]:
+    limits = {}
+    for name, text in _pairs(context, parameter, values).items():
+        try:
+            limits[name] = float(text)
+        except ValueError:
+            limits[name] = -1
+        if name not in TIMES or not 0 < limits[name] < float("inf"):
+            raise click.BadParameter(f"expected one of {', '.join(TIMES)} = seconds, found {name}={text}")
+    return limits
+
+
+def _common(command: Any) -> Any:
+    """Options of both commands."""
+    for option in (
+        click.option("--debug", is_flag=True, show_default=False, help="Show the traceback of an error."),
+        click.option("--json", "as_json", is_flag=True, show_default=False, help="Print JSON on stdout, nothing else."),
+        click.option(
+            "--margin",
+            type=click.FloatRange(min=0, min_open=True),
+            default=0.2,
+            help="Points of ROUGE that the endpoint may be worse than the baseline.",
+        ),
+    ):
+        command = option(command)
+    return command
+
+
+@click.group(
+    cls=_RunByDefault,
+    context_settings={"show_default": True, "help_option_names": ["-h", "--help"]},
+    no_args_is_help=False,
+)
+def main() -> None:
+    """Quality and latency of a live endpoint."""
+
+
+@main.command(name="run")
+@click.option(
+    "--endpoint", required=True, metavar="HOST:PORT|URL", callback=_address, help="Triton's gRPC port, or a URL."
+)
+@click.option(
+    "--model", required=True, metavar="NAME", help="Model to evaluate; Triton's newest ready version is used."
+)
+@click.option(
+    "--dataset",
+    required=True,
+    metavar="PATH|NAME",
+    help="JSON lines, CSV, TSV or Parquet with id, document (or dialogue), summary; or xsum, samsum, aclsum.",
+)
+@click.option("--protocol", type=click.Choice(PROTOCOLS), default="auto", help="What it speaks.")
 @click.option(
     "--tokenizer",
-    required=True,
     metavar="PATH",
-    help="SentencePiece .model, tokenizer.json, or a Hugging Face folder with one of them.",
+    help="SentencePiece .model, tokenizer.json, or a Hugging Face folder with one of them. Models of ids need it; "
+    "for those of text it cuts and counts.",
 )
 @click.option(
     "--prompt", metavar="TEXT", default="summarize: {document}", callback=_template, help="What the model is given."
@@ -58,10 +152,42 @@ def _template(_: click.Context, __: click.Parameter, value: str) -> str:
 @click.option(
     "--max-output-tokens", type=click.IntRange(min=1), default=64, help="Longest output asked for, in tokens."
 )
-@click.option("--concurrency", type=click.IntRange(min=1), default=8, help="Requests in flight.")
-@click.option("--limit", type=click.IntRange(min=1), help="Evaluate the first N rows only.  [default: all]")
 @click.option(
-    "--max-failed", type=click.IntRange(min=0), default=0, help="Failed requests above which the exit code is 4."
+    "--parameter",
+    "parameters",
+    metavar="NAME=VALUE",
+    multiple=True,
+    callback=_pairs,
+    help="A further input of the model, or field of the request, such as beam_width=4; decoding is greedy without.",
+)
+@click.option("--stream", is_flag=True, show_default=False, help="Ask for a stream, to time the first token.")
+@click.option(
+    "--concurrency",
+    metavar="N[,N...]",
+    callback=_numbers(int, "a number of requests"),
+    help="Requests in flight. Of several, the answers to the first are scored.  [default: 8]",
+)
+@click.option(
+    "--rate",
+    metavar="R[,R...]",
+    callback=_numbers(float, "requests a second"),
+    help="Requests a second, instead: sent when it is time, however many are unanswered.",
+)
+@click.option(
+    "--arrival", type=click.Choice(["poisson", "constant"]), default="poisson", help="How --rate spreads requests."
+)
+@click.option("--seed", type=int, default=0, help="Of --arrival poisson.")
+@click.option(
+    "--warmup",
+    type=click.IntRange(min=0),
+    metavar="N",
+    help="Requests sent before, which count nowhere.  [default: as many as are in flight]",
+)
+@click.option(
+    "--retries",
+    type=click.IntRange(min=0),
+    default=5,
+    help="How often a request is sent again while the server is away.",
 )
 @click.option(
     "--timeout",
@@ -70,48 +196,130 @@ def _template(_: click.Context, __: click.Parameter, value: str) -> str:
     help="Seconds after which a request counts as failed.",
 )
 @click.option(
+    "--slo",
+    metavar="NAME=SECONDS",
+    multiple=True,
+    callback=_limits,
+    help="Limit for goodput: latency, ttft (time to first token), tpot (time per output token).",
+)
+@click.option("--limit", type=click.IntRange(min=1), help="Evaluate the first N rows only.  [default: all]")
+@click.option("--shuffle", type=int, metavar="SEED", help="Mix the rows before --limit.")
+@click.option(
+    "--rouge-profile",
+    "profile",
+    type=click.Choice(["t5", "hf", "stemmed"]),
+    default="t5",
+    help="How ROUGE is computed: as T5 does, as Hugging Face's evaluate does, or with a stemmer.",
+)
+@click.option(
+    "--baseline",
+    metavar="PATH",
+    help="What to compare with: the folder of another evaluation, or JSON lines of id and prediction.",
+)
+@click.option(
+    "--max-failed", type=click.IntRange(min=0), default=0, help="Failed requests above which the exit code is 4."
+)
+@click.option("--tls", is_flag=True, show_default=False, help="Encrypt gRPC; an https URL is encrypted anyway.")
+@click.option(
+    "--ca-certificate", metavar="FILE", help="Certificate authorities to trust (PEM).  [default: the system's]"
+)
+@click.option("--header", "headers", metavar="'NAME: VALUE'", multiple=True, help="Sent with every request.")
+@click.option(
+    "--token-file", metavar="FILE", help="Bearer token.  [default: the environment variable EVALUATE_TOKEN, if set]"
+)
+@click.option("--authority", metavar="HOST", help="Virtual host, where an ingress has another name than the endpoint.")
+@click.option(
+    "--keepalive",
+    type=click.FloatRange(min=1),
+    metavar="SECONDS",
+    help="Ask a silent connection so often whether it lives.  [default: never]",
+)
+@click.option(
     "--output",
     metavar="DIR",
-    help="Folder for results.json and samples.jsonl; refused when it holds a results.json.  "
+    help="Folder for results.json, samples.jsonl and report.html; refused when it holds a run.  "
     "[default: evaluations/<model>-<UTC time>]",
 )
-@click.option("--json", "as_json", is_flag=True, show_default=False, help="Print results.json on stdout, nothing else.")
+@click.option("--resume", is_flag=True, show_default=False, help="Go on with the run that --output holds.")
+@_common
 @click.option("--quiet", is_flag=True, show_default=False, help="No progress bar.")
-@click.option("--debug", is_flag=True, show_default=False, help="Show the traceback of an error.")
 @click.option("--version", is_flag=True, is_eager=True, expose_value=False, show_default=False, callback=_version)
-def main(as_json: bool, quiet: bool, debug: bool, **options: Any) -> None:
+def run(as_json: bool, quiet: bool, debug: bool, **options: Any) -> None:
     """Quality and latency of a live endpoint: send a data set, score the answers with ROUGE.
 
+    `evaluate compare A B` compares the folders of two evaluations.
+
     \b
-    Exit codes: 0 done, 2 wrong usage, 4 more failed requests than --max-failed,
+    Exit codes: 0 done, with a baseline: PASS; 1 FAIL, the quality regressed;
+    3 INCONCLUSIVE; 4 more failed requests than --max-failed; 2 wrong usage,
     65 malformed data set, 66 no such data set, tokenizer or model, 74 endpoint
     not reachable, 78 these options cannot work, 130 interrupted, 143 terminated.
     """
-    code = _interrupt_on_sigterm()
-    try:
-        _run(options, as_json, quiet)
-    except EvaluateError as error:
-        _fail(str(error), error.exit_code, debug)
-    except KeyboardInterrupt as interruption:
-        _fail(f"interrupted, no results.json was written; {interruption or 'nothing was sent'}", code(), debug)
-    except OSError as error:  # of stdout: any other is an TransientError already
-        _fail(f"cannot print ({error.strerror or error}); the results are written", TransientError.exit_code, debug)
-    except Exception as error:  # a user gets one message, whatever it was
-        hint = "" if debug else "; --debug shows where"
-        _fail(f"unforeseen {type(error).__name__}: {error}{hint}", EvaluateError.exit_code, debug)
+    _reporting(debug, lambda: _run(options, as_json, quiet))
 
 
 def _run(options: dict[str, Any], as_json: bool, quiet: bool) -> None:
     from evaluator import records, report
-    from evaluator.evaluate import Options, evaluate
+    from evaluator.evaluate import evaluate
 
-    asked = Options(**options)
+    asked = _options(**options)
     evaluation = evaluate(asked, report.no_progress_bar if quiet else report.progress_bar)
     if as_json:
         click.echo(records.to_json(evaluation.results), nl=False)
     else:
         report.print_summary(evaluation)
     evaluation.require_few_failures(asked.max_failed)
+
+
+def _options(
+    *,
+    concurrency: tuple[int, ...] | None,
+    rate: tuple[float, ...] | None,
+    tls: bool,
+    ca_certificate: str | None,
+    headers: tuple[str, ...],
+    token_file: str | None,
+    authority: str | None,
+    keepalive: float | None,
+    **options: Any,
+) -> Any:
+    from evaluator.options import Load, Options
+    from evaluator.protocols.base import Connection
+
+    if concurrency and rate:
+        raise click.UsageError("--concurrency and --rate exclude each other: requests wait for answers, or they do not")
+    loads = [Load("open", value) for value in rate or ()] or [Load("closed", value) for value in concurrency or (8,)]
+    connection = Connection(
+        endpoint=options["endpoint"],
+        model=options["model"],
+        timeout_s=options["timeout"],
+        stream=options["stream"],
+        parameters=options["parameters"],
+        tls=tls,
+        ca_certificate=ca_certificate,
+        headers={},
+        authority=authority,
+        keepalive_s=keepalive,
+    )
+    return Options(loads=tuple(loads), connection=connection, **options)
+
+
+def _reporting(debug: bool, action: Callable[[], None]) -> None:
+    """Do it; whatever goes wrong is one message and an exit code."""
+    code = _interrupt_on_sigterm()
+    try:
+        action()
+    except click.ClickException:
+        raise
+    except EvaluateError as error:
+        _fail(str(error), error.exit_code, debug)
+    except KeyboardInterrupt as interruption:
+        _fail(f"interrupted, no results.json was written; {interruption or 'nothing was sent'}", code(), debug)
+    except OSError as error:  # of stdout: any other is a TransientError already
+        _fail(f"cannot print ({error.strerror or error}); the results are written", TransientError.exit_code, debug)
+    except Exception as error:  # a user gets one message, whatever it was
+        hint = "" if debug else "; --debug shows where"
+        _fail(f"unforeseen {type(error).__name__}: {error}{hint}", EvaluateError.exit_code, debug)
 
 
 def _interrupt_on_sigterm() -> Callable[[], int]:

@@ -1,13 +1,12 @@
 """The whole flow of `evaluate`: check everything that can be checked, send every row, score, write.
 
-Options ─> data set, tokenizer, output folder ─> preflight ─> prompts ─> closed loop ─> samples ─> results
+Options ─> data set, tokenizer, output folder ─> preflight ─> measure ─> samples ─> ROUGE, figures ─> results
 """
 
 import asyncio
+import platform
 import re
-import time
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from functools import partial
@@ -15,32 +14,14 @@ from pathlib import Path
 from typing import Any
 
 import evaluator
-from evaluator import datasets, load, records, rouge, tokenizers
-from evaluator.errors import TooManyFailuresError, TransientError
+from evaluator import datasets, figures, measure, records, rouge, tokenizers
+from evaluator.errors import TooManyFailuresError, TransientError, UsageError
+from evaluator.measure import Plan, ProgressBar, Run
+from evaluator.options import Options
 from evaluator.protocols import triton_grpc
 from evaluator.protocols.base import ServedModel
 
 ERRORS_SHOWN = 3  # distinct ones, in the message of a run with too many
-
-ProgressBar = Callable[[int], AbstractContextManager[Callable[[], None]]]  # rows -> with bar as advance: advance()
-
-
-@dataclass(frozen=True)
-class Options:
-    """The command line, as results.json keeps it. Times in seconds, lengths in tokens."""
-
-    endpoint: str
-    model: str
-    dataset: str
-    tokenizer: str
-    prompt: str
-    max_input_tokens: int
-    max_output_tokens: int
-    concurrency: int
-    limit: int | None
-    max_failed: int
-    timeout: float
-    output: str | None
 
 
 @dataclass(frozen=True)
@@ -65,7 +46,7 @@ class Evaluation:
                     f"{failed} of {len(self.samples)} requests failed, at most {max_failed} may (--max-failed)",
                     *shown,
                     *more,
-                    f"each is in {self.folder / 'samples.jsonl'}, field error",
+                    f"each is in {self.folder / records.SAMPLES}, field error",
                 ]
             )
         )
@@ -78,77 +59,93 @@ def evaluate(options: Options, progress_bar: ProgressBar) -> Evaluation:
     An interruption (KeyboardInterrupt) leaves the samples completed so far, and no results.json.
     """
     started_at = datetime.now(timezone.utc)
-    folder = Path(options.output or _default_folder(options.model, started_at))
-    records.refuse_finished(folder)
+    folder = _folder(options, started_at)
+    records.check_folder(folder, options.resume)
     dataset = datasets.load(options.dataset, options.limit)
-    tokenizer = tokenizers.load(options.tokenizer)
+    tokenizer = tokenizers.load(options.tokenizer) if options.tokenizer else None
     try:
-        model, samples, wall_s = asyncio.run(_send(options, folder, dataset.rows, tokenizer, progress_bar))
+        model, started_at, runs = asyncio.run(_ask(options, folder, dataset, tokenizer, started_at, progress_bar))
+        samples = runs[0].samples
         results = {
             "rouge": _rouge(samples),
-            "requests": records.request_counts(samples),
-            "latency_s": records.latency(samples),
-            "throughput": records.throughput(samples, wall_s),
+            **_figures(runs[0], options),
+            "sweep": [_of_sweep(run, runs[0], options) for run in runs],
             "model": asdict(model),
             "dataset": {"name": dataset.name, "rows": len(dataset.rows), "sha256": dataset.sha256},
-            "options": asdict(options) | {"output": str(folder)},
+            "tokenizer": _described(tokenizer),
+            "options": options.recorded() | {"output": str(folder)},
+            "formulas": figures.FORMULAS,
             "tool_version": evaluator.version(),
+            "python": platform.python_version(),
             "started_at": started_at.isoformat(timespec="seconds"),
-            "wall_s": wall_s,
+            "wall_s": sum(run.wall_s for run in runs),
         }
-        records.write_results(folder / "results.json", results)
+        records.write_results(folder / records.RESULTS, results)
     except KeyboardInterrupt as interruption:
-        raise KeyboardInterrupt(f"what was completed, if anything, is in {folder / 'samples.jsonl'}") from interruption
+        raise KeyboardInterrupt(
+            f"what was completed, if anything, is in {folder / records.SAMPLES}; --output {folder} --resume goes on"
+        ) from interruption
     except OSError as error:
         raise TransientError(f"--output: cannot write to {error.filename or folder} ({error.strerror})") from error
     return Evaluation(folder, results, samples)
 
 
-async def _send(
+async def _ask(
     options: Options,
     folder: Path,
-    rows: Sequence[datasets.Row],
-    tokenizer: tokenizers.Tokenizer,
+    dataset: datasets.Dataset,
+    tokenizer: tokenizers.Tokenizer | None,
+    started_at: datetime,
     progress_bar: ProgressBar,
-) -> tuple[ServedModel, list[records.Sample], float]:
-    """Preflight, then every row once. Gives the model that answered, the samples, and the seconds it took."""
-    special = {"end_id": tokenizer.end_id, "pad_id": tokenizer.pad_id}
-    async with triton_grpc.connect(options.endpoint, options.model, options.timeout, special) as endpoint:
-        texts = (options.prompt.replace("{document}", row.document) for row in rows)
-        ends = not endpoint.continues
-        prompts = [tokenizers.prompt(tokenizer, text, options.max_input_tokens, ends) for text in texts]
-        with records.sample_log(folder / "samples.jsonl") as log, progress_bar(len(rows)) as advance:
-
-            def completed(outcome: load.Outcome) -> None:
-                row, prompt = rows[outcome.index], prompts[outcome.index]
-                repeated = len(prompt.input_ids) if endpoint.repeats else 0
-                log.add(outcome.index, _sample(row, prompt, outcome, tokenizer, repeated))
-                advance()
-
-            requests = [partial(endpoint.serialize, prompt.input_ids, options.max_output_tokens) for prompt in prompts]
-            started = time.perf_counter()
-            await load.closed_loop(requests, endpoint.send, options.concurrency, completed)
-            wall_s = time.perf_counter() - started
-        return endpoint.model, log.in_order(), wall_s
+) -> tuple[ServedModel, datetime, list[Run]]:
+    """Gives the model that answered, when the run began (a resumed one: at first), and what came."""
+    special = {"end_id": tokenizer.end_id, "pad_id": tokenizer.pad_id} if tokenizer else {}
+    connection = options.connection.with_special(special)
+    async with triton_grpc.connect(connection) as endpoint:
+        plan = partial(Plan, options, dataset.rows, tokenizer, folder)
+        requests = measure.prepare(plan(started_at), endpoint)
+        run = {
+            "started_at": started_at.isoformat(),
+            "model": asdict(endpoint.model),
+            "rows_sha256": dataset.sha256,
+            "tokenizer": _described(tokenizer),
+            "options": options.of_the_answers(),
+        }
+        begun = datetime.fromisoformat(records.claim(folder, run, options.resume)["started_at"])
+        return endpoint.model, begun, await measure.run_all(plan(begun), requests, endpoint, progress_bar)
 
 
-def _sample(
-    row: datasets.Row, prompt: tokenizers.Prompt, outcome: load.Outcome, tokenizer: tokenizers.Tokenizer, repeated: int
-) -> records.Sample:
-    """What came of one row; `repeated` is how many tokens of the prompt the answer begins with."""
-    output_ids = None
-    if outcome.output_ids is not None:
-        output_ids = tokenizers.until_end(outcome.output_ids[repeated:], tokenizer.end_id)
-    return records.Sample(
-        id=row.id,
-        input_tokens=len(prompt.input_ids),
-        truncated=prompt.truncated,
-        output_ids=output_ids,
-        prediction=None if output_ids is None else tokenizer.decode(output_ids),
-        reference=row.summary,
-        latency_s=outcome.latency_s,
-        error=outcome.error,
-    )
+def _folder(options: Options, started_at: datetime) -> Path:
+    """Where the run is written: without --output a folder of its own for each, so that none is overwritten."""
+    if options.output:
+        return Path(options.output)
+    if options.resume:
+        raise UsageError("--resume: expected --output with the folder of the run to go on with, found none")
+    return Path(f"evaluations/{re.sub(r'[^A-Za-z0-9._-]', '_', options.model)}-{started_at:%Y%m%dT%H%M%SZ}")
+
+
+def _described(tokenizer: tokenizers.Tokenizer | None) -> dict[str, str] | None:
+    return None if tokenizer is None else {"name": tokenizer.name, "sha256": tokenizer.sha256}
+
+
+def _figures(run: Run, options: Options) -> dict[str, Any]:
+    """All but quality. Rows of an earlier session are no part of what a second brought."""
+    new = run.samples if not run.kept else [sample for sample in run.samples if sample.sent_s >= run.began_s]
+    found: dict[str, Any] = {"requests": figures.requests(run.samples) | {"resent": run.resent}}
+    found |= figures.times(run.samples) | {"throughput": figures.throughput(new, run.wall_s)}
+    if options.slo:
+        found["goodput"] = figures.goodput(new, run.wall_s, options.slo)
+    if run.server is not None:
+        found["server"] = run.server
+    return found
+
+
+def _of_sweep(run: Run, first: Run, options: Options) -> dict[str, Any]:
+    """One load of a sweep; `changed` answers are not those of the first load."""
+    pairs = zip(run.samples, first.samples, strict=True)
+    changed = sum(a.error is None and b.error is None and a.prediction != b.prediction for a, b in pairs)
+    stated = {"mode": run.load.mode, "value": run.load.value, "name": run.load.name}
+    return {"load": stated, **_figures(run, options), "changed": changed, "kept": run.kept, "wall_s": run.wall_s}
 
 
 def _rouge(samples: Sequence[records.Sample]) -> dict[str, Any]:
@@ -157,8 +154,3 @@ def _rouge(samples: Sequence[records.Sample]) -> dict[str, Any]:
     scores = rouge.scores([reference for reference, _ in completed], [prediction for _, prediction in completed])
     intervals = {name: asdict(interval) for name, interval in rouge.intervals(scores).items()}
     return intervals | {"profile": rouge.PROFILE, "failed_as_zero": rouge.means_of(scores, len(samples))}
-
-
-def _default_folder(model: str, started_at: datetime) -> str:
-    """A folder of its own for each run, so that none is overwritten."""
-    return f"evaluations/{re.sub(r'[^A-Za-z0-9._-]', '_', model)}-{started_at:%Y%m%dT%H%M%SZ}"

@@ -1,48 +1,61 @@
-"""What a run leaves behind: samples.jsonl, one line per row, and results.json, written last.
+"""What a run leaves behind: run.json, written first, samples.jsonl, a line per row, and results.json, written last.
 
     Outcome ─> Sample ─> samples.jsonl, appended and flushed as each completes
                   └─ all of them ─> samples.jsonl again, in data set order ─> results.json
 
-Both final files are written under a temporary name and renamed, so a folder with a results.json is a finished run.
+Final files are written under a temporary name and renamed, so a folder with a results.json is a finished run. One
+without is gone on with by `--resume`, when run.json says that it asks the same of the same model.
 """
 
 import json
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, TextIO
 
-from evaluator.errors import UsageError
+from evaluator.errors import DatasetError, OptionsError, UsageError
 
-PERCENTILES = (50, 90, 95, 99)
+RESULTS, SAMPLES, RUN = "results.json", "samples.jsonl", "run.json"
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One row's record. `error` is None exactly when the request completed; `output_ids` is without the end token."""
+    """One row's record. `error` is None exactly when the request completed.
+
+    `output_ids` is without the end token, and None for models of text; `output_tokens` is None where nobody can count
+    them. `sent_s` is in seconds since the run began, `arrivals_s` since the request was sent: when each response of a
+    stream came.
+    """
 
     id: str
-    input_tokens: int
+    input_tokens: int | None
     truncated: bool
     output_ids: list[int] | None
+    output_tokens: int | None
     prediction: str | None
     reference: str
+    sent_s: float
     latency_s: float
+    arrivals_s: list[float]
+    retries: int
     error: str | None
 
     def to_json(self) -> str:
-        return json.dumps(asdict(self), ensure_ascii=False)
+        return json.dumps(vars(self), ensure_ascii=False)
+
+
+_FIELDS = {field.name for field in fields(Sample)}
 
 
 class SampleLog:
     """The samples of a run by row number, each on disk as soon as it is there."""
 
-    def __init__(self, file: TextIO) -> None:
+    def __init__(self, file: TextIO, kept: Mapping[int, Sample]) -> None:
         self._file = file
-        self._samples: dict[int, Sample] = {}
+        self._samples = dict(kept)
 
     def add(self, row: int, sample: Sample) -> None:
         self._samples[row] = sample
@@ -55,15 +68,37 @@ class SampleLog:
 
 
 @contextmanager
-def sample_log(path: Path) -> Iterator[SampleLog]:
-    """Log samples to `path`; on leaving, also by an exception, the file is put in data set order."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", encoding="utf-8") as file:
-        log = SampleLog(file)
+def sample_log(path: Path, kept: Mapping[int, Sample]) -> Iterator[SampleLog]:
+    """Log samples to `path` behind those `kept`; on leaving, also by an exception, the file is in data set order."""
+    write_samples(path, kept.values())
+    with path.open("a", encoding="utf-8") as file:
+        log = SampleLog(file, kept)
         try:
             yield log
         finally:
             write_samples(path, log.in_order())
+
+
+def read_samples(path: Path) -> list[Sample]:
+    """The whole lines of samples.jsonl; a last one that was cut when its writer was killed does not count.
+
+    Raises:
+        DatasetError: a line before the last is no sample.
+    """
+    lines = path.read_bytes().splitlines() if path.exists() else []
+    samples = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            found = json.loads(line)
+            if not isinstance(found, dict) or set(found) != _FIELDS:
+                raise ValueError("its fields are not those of a sample")
+            samples.append(Sample(**found))
+        except ValueError as error:
+            if number < len(lines):
+                raise DatasetError(
+                    f"{path}: line {number} is damaged ({error})\n  mend: begin in a new folder"
+                ) from error
+    return samples
 
 
 def write_samples(path: Path, samples: Iterable[Sample]) -> None:
@@ -76,55 +111,52 @@ def write_results(path: Path, results: dict[str, Any]) -> None:
     _replace(path, [to_json(results)])
 
 
-def to_json(results: dict[str, Any]) -> str:
+def to_json(results: Mapping[str, Any]) -> str:
     """The text of results.json; `--json` prints the same."""
     return json.dumps(results, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
-def refuse_finished(folder: Path) -> None:
-    """Raise UsageError when `folder` holds the results of another run. Samples of an unfinished one are overwritten."""
+def check_folder(folder: Path, resume: bool) -> None:
+    """Whether a run may write to `folder`.
+
+    Raises:
+        UsageError: it is a file, or holds the results of another run, or what one has left that is not resumed.
+    """
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"--output: expected a folder, found the file {folder}\n  mend: give another folder")
-    if (folder / "results.json").exists():
+    if (folder / RESULTS).exists():
         raise UsageError(
-            f"--output: expected a folder without results, found {folder / 'results.json'} of another run\n"
+            f"--output: expected a folder without results, found {folder / RESULTS} of another run\n"
             "  mend: give another folder, or remove that file"
+        )
+    if not resume and (folder / SAMPLES).exists():
+        raise UsageError(
+            f"--output: expected a new folder, found {folder / SAMPLES} of a run that did not finish\n"
+            "  mend: --resume goes on with it; or give another folder"
         )
 
 
-def request_counts(samples: Sequence[Sample]) -> dict[str, int]:
-    """`truncated` counts cut prompts, whether their request completed or failed."""
-    failed = sum(sample.error is not None for sample in samples)
-    return {
-        "completed": len(samples) - failed,
-        "failed": failed,
-        "truncated": sum(sample.truncated for sample in samples),
-    }
+def claim(folder: Path, run: Mapping[str, Any], resume: bool) -> Mapping[str, Any]:
+    """Write run.json, or with `resume` check that the one that is there says the same but for `started_at`.
 
-
-def latency(samples: Sequence[Sample]) -> dict[str, float | None]:
-    """Mean and percentiles, in seconds, of the completed requests; None where there is none.
-
-    A percentile is interpolated linearly between the two nearest latencies (numpy's default): the p50 of 1 s and 2 s is
-    1.5 s.
+    Returns what run.json says. Raises OptionsError naming what differs.
     """
-    values = [sample.latency_s for sample in samples if sample.error is None]
-    names = ["mean", *(f"p{percentile}" for percentile in PERCENTILES)]
-    if not values:
-        return dict.fromkeys(names)
-    import numpy as np
-
-    figures = [np.mean(values), *np.percentile(values, PERCENTILES, method="linear")]
-    return {name: float(figure) for name, figure in zip(names, figures, strict=True)}
-
-
-def throughput(samples: Sequence[Sample], wall_s: float) -> dict[str, float]:
-    """Completed requests, and their generated tokens without end tokens, per second of the whole run."""
-    completed = [sample.output_ids for sample in samples if sample.output_ids is not None]
-    return {
-        "requests_per_s": len(completed) / wall_s,
-        "output_tokens_per_s": sum(map(len, completed)) / wall_s,
-    }
+    path = folder / RUN
+    folder.mkdir(parents=True, exist_ok=True)
+    if not (resume and path.exists()):
+        _replace(path, [to_json(run)])
+        return run
+    try:
+        found = json.loads(path.read_text("utf-8"))
+        differing = [name for name in run if name != "started_at" and found[name] != run[name]]
+    except (ValueError, KeyError, TypeError) as error:
+        raise OptionsError(f"--resume: {path} is damaged ({error})\n  mend: begin in a new folder") from error
+    if differing:
+        told = [f"{name}: it was {found[name]}, now it is {run[name]}" for name in differing]
+        raise OptionsError(
+            "\n  ".join([f"--resume: {folder} holds another run", *told, "mend: ask the same, or give another folder"])
+        )
+    return dict(found)
 
 
 def failures(samples: Iterable[Sample]) -> list[tuple[str, int]]:

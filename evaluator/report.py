@@ -21,7 +21,7 @@ ERROR_WIDTH = 160  # characters of each
 
 
 @contextmanager
-def progress_bar(rows: int) -> Iterator[Callable[[], None]]:
+def progress_bar(rows: int, done: int, name: str) -> Iterator[Callable[[], None]]:
     """A bar on stderr that the yielded function moves by one row; nothing where stderr is not a terminal."""
     if not sys.stderr.isatty():
         yield lambda: None
@@ -31,14 +31,14 @@ def progress_bar(rows: int) -> Iterator[Callable[[], None]]:
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
     except ImportError as error:
         raise missing_package("rich", "the progress bar") from error
-    columns = (TextColumn("requests"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    columns = (TextColumn(name), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-        task = progress.add_task("", total=rows)
+        task = progress.add_task("", total=rows, completed=done)
         yield lambda: progress.advance(task)
 
 
 @contextmanager
-def no_progress_bar(rows: int) -> Iterator[Callable[[], None]]:
+def no_progress_bar(rows: int, done: int, name: str) -> Iterator[Callable[[], None]]:
     """What --quiet puts in its place."""
     yield lambda: None
 
@@ -66,7 +66,7 @@ def print_summary(evaluation: "Evaluation") -> None:
         f"{requests['truncated']} with the prompt cut to {options['max_input_tokens']} tokens",
     )
     facts.add_row("latency", _latency(results["latency_s"]))
-    facts.add_row("throughput", _throughput(results, options["concurrency"]))
+    facts.add_row("throughput", _throughput(results, options["loads"][0]))
     facts.add_row("results", Text(str(evaluation.folder)))
 
     console = Console(soft_wrap=True)
@@ -105,9 +105,8 @@ def _latency(figures: dict[str, float | None]) -> str:
     return ", ".join(f"{name} {1000 * value:.1f} ms" for name, value in figures.items() if value is not None)
 
 
-def _throughput(results: dict[str, Any], concurrency: int) -> str:
+def _throughput(results: dict[str, Any], load: str) -> str:
     rates = results["throughput"]
-    return (
-        f"{rates['requests_per_s']:.1f} requests/s, {rates['output_tokens_per_s']:.0f} output tokens/s "
-        f"at concurrency {concurrency}, {results['wall_s']:.1f} s in all"
-    )
+    tokens = rates["output_tokens_per_s"]
+    counted = "" if tokens is None else f", {tokens:.0f} output tokens/s"
+    return f"{rates['requests_per_s']:.1f} requests/s{counted} at {load}, {results['wall_s']:.1f} s in all"

@@ -2,13 +2,16 @@
 
     path ─> SentencePiece .model | tokenizer.json | folder that holds one of them ─> Tokenizer
     text ─> pieces, cut to leave room, then the end token ─> Prompt          (what T5 is given; a decoder: no end token)
+    text ─> cut behind the last piece that has room ─> Prompt                (models that take text)
     ids ─> cut at the first end token ─> text                                (what is given back)
 
 In a folder tokenizer.json wins over spiece.model and tokenizer.model: it is what transformers loads, with the tokens
 that were added later.
 """
 
+import hashlib
 import json
+from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +27,9 @@ END_TOKENS = ("</s>", "<eos>", "<|endoftext|>", "<|end_of_text|>", "<|im_end|>")
 class Tokenizer(Protocol):
     """`encode` adds no special tokens; `decode` drops them (padding and end among them)."""
 
+    name: str  # of its file
+    sha256: str
+
     @property
     def end_id(self) -> int: ...
 
@@ -34,12 +40,17 @@ class Tokenizer(Protocol):
 
     def decode(self, ids: Sequence[int]) -> str: ...
 
+    def ends(self, text: str) -> list[int]:
+        """Where in `text` each piece of `encode(text)` ends, in characters."""
+        ...
+
 
 @dataclass(frozen=True)
 class Prompt:
-    """What is sent for one row: ids, and whether the text was cut to fit."""
+    """What is sent for one row: the text or its ids, and whether it was cut to fit. Without a tokenizer no ids."""
 
-    input_ids: tuple[int, ...]
+    text: str
+    input_ids: Sequence[int] | None
     truncated: bool
 
 
@@ -51,7 +62,10 @@ def prompt(tokenizer: Tokenizer, text: str, max_input_tokens: int, end: bool = T
     ids = tokenizer.encode(text)
     last = (tokenizer.end_id,) if end else ()
     room = max_input_tokens - len(last)
-    return Prompt((*ids[:room], *last), truncated=len(ids) > room)
+    if len(ids) <= room:
+        return Prompt(text, array("I", (*ids, *last)), truncated=False)
+    # By offsets: what decoding gives need not be what was encoded (spaces, unknown characters).
+    return Prompt(text[: tokenizer.ends(text)[room - 1]], array("I", (*ids[:room], *last)), truncated=True)
 
 
 def until_end(ids: Sequence[int], end_id: int) -> list[int]:
@@ -88,6 +102,7 @@ class SentencePiece:
     """A SentencePiece model; the end token is its `eos_id`, the padding its `pad_id`."""
 
     def __init__(self, file: Path) -> None:
+        self.name, self.sha256 = file.name, _sha256(file)
         try:
             from sentencepiece import SentencePieceProcessor
         except ImportError as error:
@@ -110,6 +125,9 @@ class SentencePiece:
     def encode(self, text: str) -> list[int]:
         return list(self._processor.encode(text))
 
+    def ends(self, text: str) -> list[int]:
+        return [end for _, end in self._processor.encode(text, return_type="offset_mapping")["offsets"]]
+
     def decode(self, ids: Sequence[int]) -> str:
         # A model's vocabulary is padded beyond the pieces; seqio decodes such an id as unknown, so T5's figures do too.
         known = [id if id < self._size else self._unknown_id for id in ids]
@@ -124,6 +142,7 @@ class HuggingFace:
     """
 
     def __init__(self, file: Path) -> None:
+        self.name, self.sha256 = file.name, _sha256(file)
         try:
             from tokenizers import Tokenizer as Backend
         except ImportError as error:
@@ -153,8 +172,18 @@ class HuggingFace:
     def encode(self, text: str) -> list[int]:
         return list(self._backend.encode(text, add_special_tokens=False).ids)
 
+    def ends(self, text: str) -> list[int]:
+        return [end for _, end in self._backend.encode(text, add_special_tokens=False).offsets]
+
     def decode(self, ids: Sequence[int]) -> str:
         return self._backend.decode(list(ids), skip_special_tokens=True)
+
+
+def _sha256(file: Path) -> str:
+    try:
+        return hashlib.sha256(file.read_bytes()).hexdigest()
+    except OSError as error:
+        raise NotFoundError(f"--tokenizer: {file} cannot be read ({error.strerror})") from error
 
 
 def _stated_token(config: Path, name: str) -> str | None:

@@ -1,4 +1,4 @@
-"""How tests ask a real Triton: tensors, streams, HTTP, and `evaluate`."""
+"""How tests ask a real Triton: tensors, streams, HTTP; what they have `evaluate` ask."""
 
 from __future__ import annotations
 
@@ -16,7 +16,6 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
 
-from evaluator import evaluate, report
 from model_repository.server import TritonServer
 
 
@@ -68,10 +67,10 @@ def loaded(server: TritonServer, model: str, timeout: float = 60) -> str:
         return str(json.loads(error.read())["error"])
 
 
-def evaluated(
+def evaluating(
     folder: Path, address: str, model: str, tokens: Sequence[str], prompts: Sequence[Sequence[int]], **options: Any
-) -> evaluate.Evaluation:
-    """`evaluate` with rows that become these ids. Token i of the tokenizer is tokens[i]; </s> ends.
+) -> dict[str, Any]:
+    """Options of `evaluate` for rows that become these ids. Token i of the tokenizer is tokens[i]; </s> ends.
 
     Args:
         options: max_input_tokens, max_output_tokens.
@@ -83,20 +82,5 @@ def evaluated(
     documents = [" ".join(tokens[id] for id in prompt) for prompt in prompts]
     rows = [{"id": str(i), "document": document, "summary": "w1"} for i, document in enumerate(documents)]
     (folder / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    asked = evaluate.Options(
-        endpoint=address,
-        model=model,
-        dataset=str(folder / "rows.jsonl"),
-        tokenizer=str(folder / "tokenizer.json"),
-        prompt="{document}",
-        concurrency=3,
-        limit=None,
-        max_failed=0,
-        timeout=60,
-        output=str(folder / "out"),
-        **options,
-    )
-    evaluation = evaluate.evaluate(asked, report.no_progress_bar)
-    assert evaluation.results["model"]["manifest_sha256"]
-    assert evaluation.results["requests"]["failed"] == 0
-    return evaluation
+    files = {"dataset": folder / "rows.jsonl", "tokenizer": folder / "tokenizer.json", "output": folder / "out"}
+    return {"endpoint": address, "model": model, "prompt": "{document}", "concurrency": 3, **files, **options}

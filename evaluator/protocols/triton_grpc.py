@@ -1,219 +1,169 @@
-"""Triton over gRPC, for models that take and give token ids (FasterTransformer's and TensorRT-LLM's).
+"""Triton over gRPC, for models that take and give token ids (FasterTransformer's and TensorRT-LLM's) or text.
 
-    preflight: live? ─> model ready? ─> metadata, config ─> Signature (names, dtypes, ranks as the server states them)
-    request:   ids ─ Signature ─> ModelInferRequest ─> bytes ─> unary call ─> ModelInferResponse ─> output ids
+    preflight: live? ─> model ready? ─> metadata, config ─> Signature (triton_models.py)
+    request:   prompt ─ Signature ─> ModelInferRequest ─> bytes ─> unary call or stream ─> Answer
 
-Shapes come from the metadata, which states the batch dimension where the model has one; so `max_batch_size` 0 and
-above need no case of their own. Every request is a batch of one and names the version that was checked: a version
-published in the middle of a run cannot mix into its figures.
+A request names the version that was checked: a version published in the middle of a run cannot mix into its figures.
 """
 
-import math
-from collections.abc import AsyncIterator, Mapping, Sequence
+import time
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
 from evaluator.errors import EvaluateError, NotFoundError, OptionsError, TransientError, missing_package
-from evaluator.protocols.base import RequestError, ServedModel
+from evaluator.protocols.base import Answer, Connection, RequestError, ServedModel
+from evaluator.protocols.triton_models import (
+    Signature,
+    answer_of,
+    joined,
+    malformed,
+    parameter,
+    signature,
+    values,
+    wire,
+)
+from evaluator.tokenizers import Prompt
 
 PREFLIGHT_TIMEOUT_S = 10.0  # a live server answers in milliseconds; only a host that drops packets takes this long
-MODEL_INFER = "/inference.GRPCInferenceService/ModelInfer"
-# ids, how many of them there are, how many may be generated
-T5_INPUTS = ("input_ids", "sequence_length", "max_output_len")
-DECODER_INPUTS = ("input_ids", "input_lengths", "request_output_len")  # GPT, GPT-J, GPT-NeoX
-# TensorRT-LLM's models are told by the last of these. Nothing ends their answers without end_id.
-TENSORRT_LLM_INPUTS = (*DECODER_INPUTS, "end_id", "exclude_input_in_output")
-TENSORRT_LLM_T5_INPUTS = (*TENSORRT_LLM_INPUTS, "pad_id")  # what the decoder of an encoder-decoder model starts with
-SUPPORTED = (
-    f"supported: FasterTransformer T5, with the integer inputs {' '.join(T5_INPUTS)}, its decoders and TensorRT-LLM's "
-    f"models, with {' '.join(DECODER_INPUTS)}; all with the output output_ids; other inputs may exist where they are "
-    "optional"
-)
-Special = Mapping[str, int | None]  # end_id and pad_id of the tokenizer; None where it has none
-NUMPY_DTYPES = {"INT32": "<i4", "UINT32": "<u4", "INT64": "<i8", "UINT64": "<u8"}  # little-endian on the wire
-BOOL = {"BOOL": "?"}
-
-
-@dataclass(frozen=True)
-class Tensor:
-    """dtype as Triton spells it; rank with the batch dimension."""
-
-    dtype: str
-    rank: int
-
-
-@dataclass(frozen=True)
-class Signature:
-    """What a model takes and gives, as far as `evaluate` uses it."""
-
-    inputs: dict[str, Tensor]  # exactly one of the lists of inputs above, in this order
-    outputs: tuple[str, ...]  # asked for: output_ids, and sequence_length where the model has it
-
-    @property
-    def continues(self) -> bool:
-        """Whether this is a decoder, which goes on from its prompt."""
-        return tuple(self.inputs) in (DECODER_INPUTS, TENSORRT_LLM_INPUTS)
-
-    @property
-    def repeats(self) -> bool:
-        """Whether it gives its prompt back."""
-        return tuple(self.inputs) == DECODER_INPUTS
-
-
-def signature(metadata: Any, config: Any) -> Signature:
-    """What to send to this model, from its ModelMetadataResponse and ModelConfig.
-
-    Raises:
-        OptionsError: the model streams, or its tensors are not those of a supported model.
-    """
-    if config.model_transaction_policy.decoupled:
-        raise OptionsError(
-            f"model {metadata.name}: expected one response per request, found a decoupled model, "
-            "which cannot be called this way\n"
-            "  mend: serve it with `model_transaction_policy { decoupled: false }` in its config.pbtxt"
-        )
-    optional = {tensor.name for tensor in config.input if tensor.optional}
-    inputs = {tensor.name: Tensor(tensor.datatype, len(tensor.shape)) for tensor in metadata.inputs}
-    outputs = {tensor.name: tensor.datatype for tensor in metadata.outputs}
-
-    wanted = _wanted(inputs, config)
-    problems = [f"input {name} is missing" for name in wanted if name not in inputs]
-    problems += [f"input {name} is required" for name in inputs if name not in wanted and name not in optional]
-    problems += [
-        f"input {name} is {inputs[name].dtype}, not an integer"
-        for name in wanted
-        if name in inputs and inputs[name].dtype not in NUMPY_DTYPES and name != "exclude_input_in_output"
-    ]
-    if "output_ids" not in outputs:
-        problems.append("output output_ids is missing")
-    if problems:
-        found = " ".join(f"{name}:{tensor.dtype}" for name, tensor in inputs.items()) or "(none)"
-        gives = " ".join(f"{name}:{dtype}" for name, dtype in outputs.items()) or "(none)"
-        raise OptionsError(
-            "\n  ".join(
-                [
-                    f"model {metadata.name}: its tensors are not those of a supported model",
-                    *problems,
-                    f"found inputs: {found}",
-                    f"found outputs: {gives}",
-                    SUPPORTED,
-                ]
-            )
-        )
-    asked = tuple(name for name in ("output_ids", "sequence_length") if name in outputs)
-    return Signature({name: inputs[name] for name in wanted}, asked)
-
-
-def _wanted(inputs: Mapping[str, Tensor], config: Any) -> tuple[str, ...]:
-    """What is sent to a model that has these inputs."""
-    if TENSORRT_LLM_INPUTS[-1] in inputs:
-        # Both kinds have the same inputs. A template that nobody filled in still holds ${encoder_engine_dir}.
-        stated = config.parameters.get("encoder_model_path")
-        has_encoder = stated and stated.string_value and not stated.string_value.startswith("${")
-        return TENSORRT_LLM_T5_INPUTS if has_encoder else TENSORRT_LLM_INPUTS
-    return DECODER_INPUTS if "input_lengths" in inputs else T5_INPUTS
+SERVICE = "/inference.GRPCInferenceService/"
 
 
 def infer_request(
-    model: ServedModel, signature: Signature, input_ids: Sequence[int], max_output_tokens: int, special: Special
+    model: ServedModel, signature: Signature, prompt: Prompt, max_output_tokens: int, connection: Connection
 ) -> bytes:
     """A serialised ModelInferRequest; input_ids is [1, n], a scalar [1, 1] (without the 1 in front where unbatched)."""
-    import numpy as np
     from tritonclient.grpc import service_pb2
 
-    length, limit = [len(input_ids)], [max_output_tokens]
-    values: dict[str, Sequence[int | None]] = {
-        "input_ids": input_ids,
-        **{"sequence_length": length, "input_lengths": length},
-        **{"max_output_len": limit, "request_output_len": limit},
-        "exclude_input_in_output": [True],
-        **{name: [id] for name, id in special.items()},
-    }
     request = service_pb2.ModelInferRequest(model_name=model.name, model_version=model.version)
-    for name, tensor in signature.inputs.items():
-        shape = [1] * (tensor.rank - 1) + [len(values[name])]
-        request.inputs.add(name=name, datatype=tensor.dtype, shape=shape)
-        request.raw_input_contents.append(np.asarray(values[name], (NUMPY_DTYPES | BOOL)[tensor.dtype]).tobytes())
+    sent = values(signature, prompt, max_output_tokens, connection)
+    for name, tensor in {**signature.inputs, **signature.further}.items():
+        many = len(sent[name]) if tensor.dtype != "BYTES" and not isinstance(sent[name], bool) else 1
+        request.inputs.add(name=name, datatype=tensor.dtype, shape=[1] * (tensor.rank - 1) + [many])
+        request.raw_input_contents.append(wire(sent[name], tensor.dtype))
     for name in signature.outputs:
         request.outputs.add(name=name)
     return bytes(request.SerializeToString())
 
 
-def output_ids_of(response: Any) -> list[int]:
-    """output_ids [batch, beam, length] of a ModelInferResponse -> the first beam, cut at its sequence_length.
+@dataclass(frozen=True)
+class Counters:
+    """Of one model, all its versions together; nanoseconds."""
 
-    Raises:
-        RequestError: the response is not what the model's metadata promised.
-    """
-    import numpy as np
+    requests: int
+    executions: int
+    queue: int
+    compute: int
 
-    if len(response.outputs) != len(response.raw_output_contents):
-        raise _malformed(f"{len(response.outputs)} tensors but {len(response.raw_output_contents)} contents")
-    tensors = {}
-    for output, content in zip(response.outputs, response.raw_output_contents, strict=True):
-        dtype = NUMPY_DTYPES.get(output.datatype)
-        if dtype is None:
-            raise _malformed(f"{output.name} is {output.datatype}, not an integer")
-        shape = tuple(output.shape)
-        if min(shape, default=-1) < 0 or len(content) != math.prod(shape) * np.dtype(dtype).itemsize:
-            raise _malformed(f"{output.name} {list(shape)} {output.datatype} came with {len(content)} bytes")
-        tensors[output.name] = np.frombuffer(content, dtype).reshape(shape)
-    if "output_ids" not in tensors:
-        raise _malformed(f"expected the tensor output_ids, found {' '.join(tensors) or 'none'}")
+    @classmethod
+    def of(cls, versions: Any) -> "Counters":
+        """From the ModelStatistics of its versions. `compute` is with what goes in and comes out."""
+        done = [version.inference_stats for version in versions]
+        return cls(
+            sum(stats.success.count for stats in done),
+            sum(version.execution_count for version in versions),
+            sum(stats.queue.ns for stats in done),
+            sum(stats.compute_input.ns + stats.compute_infer.ns + stats.compute_output.ns for stats in done),
+        )
 
-    ids = tensors["output_ids"]
-    if ids.size == 0:
-        return []
-    ids = ids.reshape(-1, ids.shape[-1])[0]
-    if "sequence_length" in tensors and tensors["sequence_length"].size:
-        ids = ids[: max(0, int(tensors["sequence_length"].flat[0]))]
-    if ids.size and int(ids.min()) < 0:
-        raise _malformed(f"output_ids holds the negative token id {int(ids.min())}")
-    return [int(id) for id in ids]
-
-
-def _malformed(what: str) -> RequestError:
-    return RequestError("MALFORMED_RESPONSE", what)
+    def since(self, before: "Counters") -> dict[str, float | int | None]:
+        """What came between, times in seconds for each request."""
+        requests = self.requests - before.requests
+        grown = {"queue_s": self.queue - before.queue, "compute_s": self.compute - before.compute}
+        means = {name: ns / 1e9 / requests if requests > 0 else None for name, ns in grown.items()}
+        return {"requests": requests, "executions": self.executions - before.executions, **means}
 
 
 class TritonGrpc:
     """The Endpoint of one checked model."""
 
     def __init__(
-        self, channel: Any, model: ServedModel, signature: Signature, timeout_s: float, special: Special
+        self, channel: Any, model: ServedModel, parts: list[str], signature: Signature, connection: Connection
     ) -> None:
         from tritonclient.grpc import service_pb2
 
         self.model = model
-        self.continues = signature.continues
+        self._channel = channel
+        self._parts = parts
+        self.takes_ids = signature.kind.ids
+        self.continues = signature.kind.continues
         self.repeats = signature.repeats
         self._signature = signature
-        self._special = special
-        self._timeout_s = timeout_s
-        self._call = channel.unary_unary(
-            MODEL_INFER, request_serializer=None, response_deserializer=service_pb2.ModelInferResponse.FromString
+        self._connection = connection
+        self._metadata = tuple(connection.headers.items())
+        self._unary = channel.unary_unary(
+            SERVICE + "ModelInfer",
+            request_serializer=None,
+            response_deserializer=service_pb2.ModelInferResponse.FromString,
+        )
+        self._stream = channel.stream_stream(
+            SERVICE + "ModelStreamInfer",
+            request_serializer=None,
+            response_deserializer=service_pb2.ModelStreamInferResponse.FromString,
         )
 
-    def serialize(self, input_ids: Sequence[int], max_output_tokens: int) -> bytes:
-        return infer_request(self.model, self._signature, input_ids, max_output_tokens, self._special)
+    def serialize(self, prompt: Prompt, max_output_tokens: int) -> bytes:
+        return infer_request(self.model, self._signature, prompt, max_output_tokens, self._connection)
 
-    async def send(self, request: bytes) -> list[int]:
+    async def send(self, request: bytes) -> Answer:
         from grpc.aio import AioRpcError
 
         try:
-            response = await self._call(request, timeout=self._timeout_s)
+            if self._signature.decoupled:
+                return await self._streamed(request)
+            response = await self._unary(request, timeout=self._connection.timeout_s, metadata=self._metadata)
         except AioRpcError as error:
             raise RequestError(error.code().name, error.details() or "(no message)") from error
-        return output_ids_of(response)
+        return answer_of(response, self._signature)
+
+    async def statistics(self, since: Any = None) -> Any:
+        """Counters of the model and of those it calls, by name; with `since` requests, executions, and seconds each.
+
+        None where the server does not say. Triton's statistics count what its metrics on port 8002 do, and come by the
+        same route as the requests.
+        """
+        from grpc import RpcError
+        from tritonclient.grpc import service_pb2, service_pb2_grpc
+
+        server = service_pb2_grpc.GRPCInferenceServiceStub(self._channel)
+        found = {}
+        try:
+            for name in (self.model.name, *self._parts):
+                asked = service_pb2.ModelStatisticsRequest(name=name)
+                answer = await server.ModelStatistics(asked, timeout=PREFLIGHT_TIMEOUT_S, metadata=self._metadata)
+                found[name] = Counters.of(answer.model_stats)
+        except RpcError:
+            return None
+        if since is None:
+            return found
+        return {name: counters.since(since[name]) for name, counters in found.items() if name in since}
+
+    async def _streamed(self, request: bytes) -> Answer:
+        """Every response of a stream that carries this one request: the server ends it after the last of them."""
+        answers: list[Answer] = []
+        arrivals: list[float] = []
+        call = self._stream(iter([request]), timeout=self._connection.timeout_s, metadata=self._metadata)
+        try:
+            async for message in call:
+                if message.error_message:
+                    raise RequestError("STREAM_ERROR", message.error_message)
+                if not message.infer_response.outputs:  # Triton's empty final response
+                    continue
+                answer = answer_of(message.infer_response, self._signature)
+                if answer.ids or answer.text:
+                    arrivals.append(time.perf_counter())
+                answers.append(answer)
+        finally:
+            call.cancel()  # of an ended one nothing is left to cancel
+        if not answers:
+            raise malformed("the stream ended without a response")
+        return joined(answers, tuple(arrivals), self._signature.kind.cumulative)
 
 
 @asynccontextmanager
-async def connect(address: str, model: str, timeout_s: float, special: Special) -> AsyncIterator[TritonGrpc]:
-    """Connect to the Triton server at `address` (HOST:PORT), check `model`, and close the channel on leaving.
-
-    Args:
-        special: token ids that some models have to be sent.
+async def connect(connection: Connection) -> AsyncIterator[TritonGrpc]:
+    """Connect to the Triton server at HOST:PORT, check the model, and close the channel on leaving.
 
     Raises:
         TransientError: nothing there that speaks Triton's gRPC, or the model is still loading.
@@ -226,35 +176,53 @@ async def connect(address: str, model: str, timeout_s: float, special: Special) 
     except ImportError as error:
         raise missing_package("tritonclient[grpc]", "Triton's gRPC protocol") from error
 
+    address, model = connection.endpoint, connection.model
     async with grpc.aio.insecure_channel(address) as channel:
         server = service_pb2_grpc.GRPCInferenceServiceStub(channel)
-        wait_s = min(timeout_s, PREFLIGHT_TIMEOUT_S)
+        call = {
+            "timeout": min(connection.timeout_s, PREFLIGHT_TIMEOUT_S),
+            "metadata": tuple(connection.headers.items()),
+        }
         try:
             # Live, not ready: a server is "not ready" as a whole when any other of its models failed to load.
-            live = await server.ServerLive(service_pb2.ServerLiveRequest(), timeout=wait_s)
+            live = await server.ServerLive(service_pb2.ServerLiveRequest(), **call)
             if not live.live:
                 raise TransientError(
                     f"--endpoint: the Triton server at {address} says that it is not live; try again later"
                 )
-            ready = await server.ModelReady(service_pb2.ModelReadyRequest(name=model), timeout=wait_s)
+            ready = await server.ModelReady(service_pb2.ModelReadyRequest(name=model), **call)
             if not ready.ready:
-                index = await server.RepositoryIndex(service_pb2.RepositoryIndexRequest(), timeout=wait_s)
+                index = await server.RepositoryIndex(service_pb2.RepositoryIndexRequest(), **call)
                 raise not_ready(index, address, model)
-            metadata = await server.ModelMetadata(service_pb2.ModelMetadataRequest(name=model), timeout=wait_s)
+            metadata = await server.ModelMetadata(service_pb2.ModelMetadataRequest(name=model), **call)
             # Of several ready versions Triton describes, and calls, the newest when none is named.
             version = max(metadata.versions, key=int, default="")
             named = service_pb2.ModelConfigRequest(name=model, version=version)
-            answer = await server.ModelConfig(named, timeout=wait_s)
+            config = (await server.ModelConfig(named, **call)).config
+            digest = parameter(config, "manifest_sha256")
+            called = parts(config)
+            for part in called:
+                asked = service_pb2.ModelConfigRequest(name=part)
+                digest = digest or parameter((await server.ModelConfig(asked, **call)).config, "manifest_sha256")
         except grpc.aio.AioRpcError as error:
             raise _unreachable(address, error) from error
-        manifest = answer.config.parameters.get("manifest_sha256")
-        served = ServedModel(model, version, manifest.string_value if manifest else None)
-        known = signature(metadata, answer.config)
-        if "pad_id" in known.inputs and special["pad_id"] is None:
+        known = signature(metadata, config, connection.parameters)
+        missing = [name for name in known.inputs if connection.special.get(name, 0) is None]
+        if missing:
             raise OptionsError(
-                f"--tokenizer: expected a padding token, which the decoder of {model} starts with, found none"
+                f"--tokenizer: expected a tokenizer with {' and '.join(missing)}, which {model} has to be sent, "
+                "found none"
             )
-        yield TritonGrpc(channel, served, known, timeout_s, special)
+        yield TritonGrpc(channel, ServedModel(model, version, digest), called, known, connection)
+
+
+def parts(config: Any) -> list[str]:
+    """The models that a text model calls: the steps of an ensemble, or the one that a `_bls` names.
+
+    The weights are theirs, so the digest of the weights' manifest is theirs, too.
+    """
+    steps = [step.model_name for step in config.ensemble_scheduling.step]
+    return steps or list(filter(None, [parameter(config, "model_name")]))
 
 
 def not_ready(index: Any, address: str, model: str) -> EvaluateError:

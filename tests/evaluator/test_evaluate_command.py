@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import time
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -86,7 +87,7 @@ def test_failed_rows_are_counted_kept_and_exit_4(tmp_path: Path, arguments: list
     assert done.returncode == 4
     results, samples = read(tmp_path / "out")
 
-    assert results["requests"] == {"completed": 4, "failed": 2, "truncated": 1}
+    assert results["requests"] == {"completed": 4, "failed": 2, "truncated": 1, "retries": 0, "resent": 0}
     assert [sample["id"] for sample in samples] == [f"row{number}" for number in range(6)]
     assert [sample["id"] for sample in samples if sample["error"]] == ["row1", "row4"]
     for sample in samples:
@@ -132,14 +133,14 @@ def test_results_have_the_fields_of_the_contract(tmp_path: Path, arguments: list
     assert all(set(results["rouge"][name]) == interval for name in metrics)
     assert results["rouge"]["profile"] == "t5"
     assert set(results["rouge"]["failed_as_zero"]) == set(metrics)
-    assert set(results["requests"]) == {"completed", "failed", "truncated"}
+    assert set(results["requests"]) == {"completed", "failed", "truncated", "retries", "resent"}
     assert set(results["latency_s"]) == {"mean", "p50", "p90", "p95", "p99"}
     assert set(results["throughput"]) == {"requests_per_s", "output_tokens_per_s"}
     assert results["model"] == {"name": "echo", "version": "1", "manifest_sha256": "ab" * 32}
     checksum = subprocess.run(["sha256sum", dataset], capture_output=True, text=True, check=True).stdout.split()[0]
     assert results["dataset"] == {"name": "rows.jsonl", "rows": 6, "sha256": checksum}
     assert results["options"]["max_input_tokens"] == 16
-    assert results["options"]["concurrency"] == 8
+    assert results["options"]["loads"] == ["concurrency 8"]
     assert {"tool_version", "started_at", "wall_s"} < set(results)
     assert 0 < results["latency_s"]["p50"] <= results["latency_s"]["p99"] < results["wall_s"]
 
@@ -154,6 +155,52 @@ def test_the_newest_version_of_a_model_without_batch_dimension_gives_the_same_id
     assert results["model"] == {"name": "unbatched", "version": "10", "manifest_sha256": None}
     for ours, echoed in zip(samples, read(tmp_path / "out")[1], strict=True):
         assert echoed["error"] or ours["output_ids"] == echoed["output_ids"]
+
+
+def test_a_stream_gives_the_same_ids_and_when_they_came(tmp_path: Path, arguments: list) -> None:
+    assert run(tmp_path, *arguments).returncode == 4
+    assert run(tmp_path, *arguments, "--model", "decoupled", "--output", "stream").returncode == 4
+    results, samples = read(tmp_path / "stream")
+    for streamed, unary in zip(samples, read(tmp_path / "out")[1], strict=True):
+        assert [streamed[key] for key in ("output_ids", "prediction")] == [
+            unary[key] for key in ("output_ids", "prediction")
+        ]
+        assert len(streamed["arrivals_s"]) == (
+            0 if streamed["error"] else streamed["output_tokens"] + 1
+        )  # the end token
+        assert streamed["arrivals_s"] == sorted(streamed["arrivals_s"])
+        assert unary["arrivals_s"] == []
+    assert samples[1]["error"] == "STREAM_ERROR: token 342 refused"
+    first = results["time_to_first_token_s"]["mean"]
+    assert 0 < results["inter_token_latency_s"]["mean"] < first < results["latency_s"]["mean"]
+
+
+def test_each_load_of_a_sweep_has_its_figures_and_the_first_is_scored(tmp_path: Path, arguments: list) -> None:
+    done = run(tmp_path, *arguments, "--max-failed", 2, "--concurrency", "4,1", "--slo", "latency=30")
+    assert done.returncode == 0
+    results, samples = read(tmp_path / "out")
+    assert [load["load"]["name"] for load in results["sweep"]] == ["concurrency 4", "concurrency 1"]
+    assert [load["requests"]["completed"] for load in results["sweep"]] == [4, 4]
+    assert [load["changed"] for load in results["sweep"]] == [0, 0]
+    assert results["latency_s"] == results["sweep"][0]["latency_s"] != results["sweep"][1]["latency_s"]
+    assert results["goodput"]["share"] == pytest.approx(4 / 6)
+    server = results["server"]["echo"]
+    assert server["requests"] == 6  # Triton counts those that a Python model refuses as answered
+    assert 0 < server["compute_s"] < results["latency_s"]["mean"]
+    other = (tmp_path / "out" / "samples-concurrency-1.jsonl").read_text("utf-8").splitlines()
+    assert [json.loads(line)["output_ids"] for line in other] == [sample["output_ids"] for sample in samples]
+
+
+def test_an_open_loop_sends_when_it_is_time_whatever_the_server_does(tmp_path: Path, arguments: list) -> None:
+    """`slow` takes 0.3 s for each, one after the other: of six sent within 0.25 s the last waits for all others."""
+    more = ["--model", "slow", "--rate", 20, "--arrival", "constant", "--warmup", 0]
+    assert run(tmp_path, *arguments, *more).returncode == 0
+    samples = read(tmp_path / "out")[1]
+    gaps = [late["sent_s"] - early["sent_s"] for early, late in pairwise(samples)]
+    assert gaps == pytest.approx([0.05] * 5)  # the schedule's moments, not those a late client kept
+    latencies = [sample["latency_s"] for sample in samples]
+    assert latencies == sorted(latencies)
+    assert latencies[-1] > 6 * 0.3 - 0.25 - 0.05
 
 
 def test_max_output_tokens_reaches_the_model(tmp_path: Path, arguments: list) -> None:
@@ -231,7 +278,7 @@ def test_no_request_completed_is_still_a_result(tmp_path: Path, arguments: list,
     done = run(tmp_path, *arguments)
     assert done.returncode == 4
     results = read(tmp_path / "out")[0]
-    assert results["requests"] == {"completed": 0, "failed": 1, "truncated": 0}
+    assert results["requests"] == {"completed": 0, "failed": 1, "truncated": 0, "retries": 0, "resent": 0}
     assert results["rouge"]["rouge1"] == {"mean": None, "low": None, "high": None}
     assert results["rouge"]["failed_as_zero"]["rouge1"] == 0
     assert results["latency_s"]["p50"] is None
@@ -248,7 +295,9 @@ def test_a_request_over_its_time_fails(tmp_path: Path, arguments: list) -> None:
     ("changed", "code", "message"),
     [
         (["--model", "nope"], 66, "models ready there: decoupled echo slow text_in unbatched"),
-        (["--model", "decoupled"], 78, "decoupled"),
+        (["--parameter", "beam_width=4"], 78, "has no input beam_width"),
+        (["--parameter", "end_id=x"], 78, "expected end_id as UINT32, found 'x'"),
+        (["--output", "", "--resume"], 2, "expected --output"),
         (["--model", "text_in"], 78, "found inputs: text_input:BYTES"),
         (["--dataset", "nowhere.jsonl"], 66, "nowhere.jsonl"),
         (["--dataset", "bad.jsonl"], 65, "line 1: not JSON"),
@@ -298,8 +347,14 @@ def test_interrupted_keeps_the_completed_rows(
     assert (process.returncode, out) == (code, "")
     assert err.startswith("evaluate: interrupted, no results.json was written; what was completed")
     assert err.count("\n") == 1
-    assert [file.name for file in samples.parent.iterdir()] == ["samples.jsonl"]
+    assert sorted(file.name for file in samples.parent.iterdir()) == ["run.json", "samples.jsonl"]
     ids = [json.loads(line)["id"] for line in samples.read_text("utf-8").splitlines()]
     rows = [json.loads(line)["id"] for line in (example / "test.jsonl").read_text("utf-8").splitlines()]
     assert ids == rows[: len(ids)]
     assert 3 <= len(ids) < 20
+
+    # Gone on with, all rows are there, those that were there have not been sent again, and a second time nothing is.
+    assert "--resume goes on" in err
+    more[1] = "unbatched"
+    done = run(tmp_path, *arguments, *more, "--resume")
+    assert (done.returncode, "model: it was" in done.stderr) == (78, True)

@@ -1,36 +1,35 @@
 """The closed loop: every request once, never more in flight than asked, and a latency that is the server's."""
 
 import asyncio
-from functools import partial
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from evaluator.load import Outcome, closed_loop
-from evaluator.protocols.base import RequestError
+from evaluator.protocols.base import Answer, RequestError
 
 
 def run(count: int, concurrency: int, send: object) -> list[Outcome]:
     outcomes: list[Outcome] = []
-    requests = [partial(bytes, [index]) for index in range(count)]
-    asyncio.run(closed_loop(requests, send, concurrency, outcomes.append))
+    requests = [bytes([index]) for index in range(count)]
+    asyncio.run(closed_loop(requests, send, concurrency, 0, outcomes.append))
     return outcomes
 
 
 @given(count=st.integers(0, 30), concurrency=st.integers(1, 8), failing=st.sets(st.integers(0, 29)))
 def test_each_request_has_exactly_one_outcome(count: int, concurrency: int, failing: set[int]) -> None:
-    async def send(request: bytes) -> list[int]:
+    async def send(request: bytes) -> Answer:
         await asyncio.sleep(0)
         if request[0] in failing:
             raise RequestError("BROKEN", f"number {request[0]}")
-        return [request[0]]
+        return Answer(ids=[request[0]])
 
     outcomes = run(count, concurrency, send)
     assert sorted(outcome.index for outcome in outcomes) == list(range(count))
     for outcome in outcomes:
         failed = outcome.index in failing
-        assert outcome.output_ids == (None if failed else [outcome.index])
+        assert outcome.answer == (None if failed else Answer(ids=[outcome.index]))
         assert outcome.error == (f"BROKEN: number {outcome.index}" if failed else None)
 
 
@@ -38,22 +37,22 @@ def test_each_request_has_exactly_one_outcome(count: int, concurrency: int, fail
 def test_exactly_so_many_are_in_flight(count: int, concurrency: int, most: int) -> None:
     in_flight = peak = 0
 
-    async def send(_: bytes) -> list[int]:
+    async def send(_: bytes) -> Answer:
         nonlocal in_flight, peak
         in_flight += 1
         peak = max(peak, in_flight)
         await asyncio.sleep(0.001)
         in_flight -= 1
-        return []
+        return Answer(ids=[])
 
     assert len(run(count, concurrency, send)) == count
     assert peak == most
 
 
 def test_a_slow_request_does_not_hold_up_the_others_and_latency_is_its_own() -> None:
-    async def send(request: bytes) -> list[int]:
+    async def send(request: bytes) -> Answer:
         await asyncio.sleep(0.5 if request[0] == 0 else 0.01)
-        return []
+        return Answer(ids=[])
 
     outcomes = run(6, 2, send)
     assert [outcome.index for outcome in outcomes] == [1, 2, 3, 4, 5, 0]
@@ -65,7 +64,7 @@ def test_a_slow_request_does_not_hold_up_the_others_and_latency_is_its_own() -> 
 def test_what_is_no_failed_request_stops_the_run_and_the_others() -> None:
     stopped: list[int] = []
 
-    async def send(request: bytes) -> list[int]:
+    async def send(request: bytes) -> Answer:
         try:
             await asyncio.sleep(0 if request[0] == 0 else 1)
         except asyncio.CancelledError:
@@ -82,17 +81,17 @@ def test_cancelling_gives_up_what_is_in_flight_and_keeps_what_is_done() -> None:
     outcomes: list[Outcome] = []
     given_up: list[int] = []
 
-    async def send(request: bytes) -> list[int]:
+    async def send(request: bytes) -> Answer:
         try:
             await asyncio.sleep(0 if request[0] < 2 else 60)
         except asyncio.CancelledError:
             given_up.append(request[0])
             raise
-        return []
+        return Answer(ids=[])
 
     async def interrupted() -> None:
-        requests = [partial(bytes, [index]) for index in range(9)]
-        running = asyncio.ensure_future(closed_loop(requests, send, 3, outcomes.append))
+        requests = [bytes([index]) for index in range(9)]
+        running = asyncio.ensure_future(closed_loop(requests, send, 3, 0, outcomes.append))
         await asyncio.sleep(0.1)
         running.cancel()
         await running

@@ -1,36 +1,28 @@
-"""samples.jsonl survives what happens to a run; figures are what their definitions say."""
+"""What a run leaves behind survives what happens to it."""
 
-import json
 from pathlib import Path
 
 import pytest
+from evaluated import sample
 from hypothesis import given
 from hypothesis import strategies as st
 
 from evaluator import records
-from evaluator.errors import UsageError
-
-
-def sample(id: str = "x", latency_s: float = 1.0, error: str | None = None, **fields: object) -> records.Sample:
-    outcome = {"output_ids": [5, 6], "prediction": "p"} if error is None else {"output_ids": None, "prediction": None}
-    values = {"id": id, "input_tokens": 3, "truncated": False, "reference": "r", "latency_s": latency_s, "error": error}
-    return records.Sample(**(values | outcome | fields))
-
-
-def read_samples(path: Path) -> list[records.Sample]:
-    """As a user's script reads them: one JSON object a line."""
-    return [records.Sample(**json.loads(line)) for line in path.read_text("utf-8").split("\n") if line]
-
+from evaluator.errors import DatasetError, OptionsError, UsageError
 
 SAMPLES = st.builds(
     records.Sample,
     id=st.text(),
-    input_tokens=st.integers(1),
+    input_tokens=st.none() | st.integers(1),
     truncated=st.booleans(),
     output_ids=st.none() | st.lists(st.integers(0)),
+    output_tokens=st.none() | st.integers(0),
     prediction=st.none() | st.text(),
     reference=st.text(),
+    sent_s=st.floats(0, allow_infinity=False),
     latency_s=st.floats(0, allow_infinity=False),
+    arrivals_s=st.lists(st.floats(0, allow_infinity=False)),
+    retries=st.integers(0),
     error=st.none() | st.text(),
 )
 
@@ -39,17 +31,17 @@ SAMPLES = st.builds(
 def test_samples_read_back_as_written(tmp_path_factory: pytest.TempPathFactory, samples: list[records.Sample]) -> None:
     path = tmp_path_factory.getbasetemp() / "samples.jsonl"
     records.write_samples(path, samples)
-    assert read_samples(path) == samples
+    assert records.read_samples(path) == samples
 
 
 def test_samples_are_on_disk_at_once_and_ordered_at_the_end(tmp_path: Path) -> None:
-    path = tmp_path / "new" / "samples.jsonl"
-    with records.sample_log(path) as log:
+    path = tmp_path / "samples.jsonl"
+    with records.sample_log(path, {}) as log:
         log.add(2, sample("third"))
-        assert [one.id for one in read_samples(path)] == ["third"]
+        assert [one.id for one in records.read_samples(path)] == ["third"]
         log.add(0, sample("first"))
-        assert [one.id for one in read_samples(path)] == ["third", "first"]
-    assert [one.id for one in read_samples(path)] == ["first", "third"]
+        assert [one.id for one in records.read_samples(path)] == ["third", "first"]
+    assert [one.id for one in records.read_samples(path)] == ["first", "third"]
     assert [file.name for file in path.parent.iterdir()] == ["samples.jsonl"]
 
 
@@ -57,23 +49,65 @@ def test_an_interruption_leaves_what_is_there_in_order(tmp_path: Path) -> None:
     path = tmp_path / "samples.jsonl"
 
     def interrupted() -> None:
-        with records.sample_log(path) as log:
+        with records.sample_log(path, {}) as log:
             log.add(1, sample("b"))
             log.add(0, sample("a"))
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         interrupted()
-    assert [one.id for one in read_samples(path)] == ["a", "b"]
+    assert [one.id for one in records.read_samples(path)] == ["a", "b"]
 
 
-def test_a_finished_folder_is_refused_an_unfinished_one_is_not(tmp_path: Path) -> None:
-    records.refuse_finished(tmp_path / "new")
+def test_a_folder_with_a_run_is_refused_unless_it_is_to_be_gone_on_with(tmp_path: Path) -> None:
+    records.check_folder(tmp_path / "new", resume=False)
     records.write_samples(tmp_path / "samples.jsonl", [sample()])
-    records.refuse_finished(tmp_path)
+    records.check_folder(tmp_path, resume=True)
+    with pytest.raises(UsageError, match=r"samples\.jsonl of a run that did not finish\n  mend: --resume"):
+        records.check_folder(tmp_path, resume=False)
     records.write_results(tmp_path / "results.json", {"a": 1})
-    with pytest.raises(UsageError, match=r"results\.json"):
-        records.refuse_finished(tmp_path)
+    for resume in (False, True):
+        with pytest.raises(UsageError, match=r"results\.json"):
+            records.check_folder(tmp_path, resume)
+
+
+def test_killed_at_any_byte_what_was_whole_is_read_and_gone_on_with(tmp_path: Path) -> None:
+    path = tmp_path / "samples.jsonl"
+    kept = [sample("ä"), sample("漢", error="E: no")]
+    records.write_samples(path, kept)
+    content = path.read_bytes()
+    whole = content.index(b"\n") + 1
+    for length in range(len(content) + 1):
+        path.write_bytes(content[:length])
+        lines = (length >= whole - 1) + (length >= len(content) - 1)  # a line may lack its end
+        found = records.read_samples(path)
+        assert found == kept[:lines]
+        with records.sample_log(path, dict(enumerate(found))) as log:
+            log.add(9, sample("new"))
+        assert records.read_samples(path) == [*kept[:lines], sample("new")]
+
+
+def test_a_damaged_line_in_the_middle_is_told(tmp_path: Path) -> None:
+    path = tmp_path / "samples.jsonl"
+    records.write_samples(path, [sample("a"), sample("b"), sample("c")])
+    path.write_bytes(path.read_bytes().replace(b'"b"', b'"b'))
+    with pytest.raises(DatasetError, match="line 2 is damaged"):
+        records.read_samples(path)
+    path.write_bytes(b'{"id": "a"}\n' + path.read_bytes())
+    with pytest.raises(DatasetError, match="line 1 is damaged"):
+        records.read_samples(path)
+
+
+def test_a_run_is_gone_on_with_only_when_it_asks_the_same(tmp_path: Path) -> None:
+    run = {"started_at": "then", "model": {"name": "ul2", "version": "1"}, "prompt": "p"}
+    assert records.claim(tmp_path / "new", run, resume=True) == run
+    assert records.claim(tmp_path / "new", {**run, "started_at": "now"}, resume=True) == run
+    with pytest.raises(OptionsError, match="prompt: it was p, now it is q"):
+        records.claim(tmp_path / "new", {**run, "prompt": "q"}, resume=True)
+    assert records.claim(tmp_path / "new", {**run, "started_at": "now"}, resume=False)["started_at"] == "now"
+    (tmp_path / "new" / "run.json").write_text("[]")
+    with pytest.raises(OptionsError, match="is damaged"):
+        records.claim(tmp_path / "new", run, resume=True)
 
 
 def test_samples_that_cannot_be_written_leave_the_old_ones(tmp_path: Path) -> None:
@@ -82,42 +116,13 @@ def test_samples_that_cannot_be_written_leave_the_old_ones(tmp_path: Path) -> No
     broken = sample("new", latency_s=object())
     with pytest.raises(TypeError, match="not JSON serializable"):
         records.write_samples(path, [sample("fine"), broken])
-    assert [one.id for one in read_samples(path)] == ["old"]
+    assert [one.id for one in records.read_samples(path)] == ["old"]
 
 
 def test_results_that_cannot_be_written_leave_none_behind(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="JSON"):
         records.write_results(tmp_path / "results.json", {"mean": float("nan")})
     assert not (tmp_path / "results.json").exists()
-
-
-def test_percentiles_are_interpolated_linearly() -> None:
-    # 1..5 s: position 4 q / 100 from the smallest, so p50 at 2 -> 3 s, p90 at 3.6 -> 4.6 s, p95 at 3.8, p99 at 3.96.
-    figures = records.latency([sample(latency_s=value) for value in (5, 1, 4, 2, 3)])
-    assert figures == pytest.approx({"mean": 3.0, "p50": 3.0, "p90": 4.6, "p95": 4.8, "p99": 4.96})
-
-
-@given(st.lists(st.floats(0, 1e6), min_size=1))
-def test_percentiles_rise_within_the_range(latencies: list[float]) -> None:
-    figures = records.latency([sample(latency_s=value) for value in latencies])
-    values = [figures[name] for name in ("p50", "p90", "p95", "p99")]
-    assert values == sorted(values)
-    for value in figures.values():
-        assert value is not None
-        assert min(latencies) * (1 - 1e-12) <= value <= max(latencies) * (1 + 1e-12)
-
-
-def test_failed_requests_count_but_neither_time_nor_tokens_of_theirs() -> None:
-    samples = [sample("a", 1.0), sample("b", 99.0, error="E: no", truncated=True), sample("c", 3.0, truncated=True)]
-    assert records.request_counts(samples) == {"completed": 2, "failed": 1, "truncated": 2}
-    assert records.latency(samples)["mean"] == 2.0
-    assert records.throughput(samples, wall_s=4.0) == {"requests_per_s": 0.5, "output_tokens_per_s": 1.0}
-
-
-def test_no_completed_request_has_no_latency_and_is_still_json() -> None:
-    figures = records.latency([sample(error="E: no")])
-    assert figures == {"mean": None, "p50": None, "p90": None, "p95": None, "p99": None}
-    assert json.loads(records.to_json({"latency_s": figures}))["latency_s"] == figures
 
 
 def test_failures_are_grouped_the_most_frequent_first() -> None:

@@ -24,7 +24,7 @@ def test_prompts_of_the_example_are_those_t5x_was_given(example: Path) -> None:
     prompts = [tokenizers.prompt(tokenizer, "summarize: " + row["document"], 64) for row in rows(example, "test.jsonl")]
     expected = [tuple(row["input_ids"]) for row in rows(example, "predictions.jsonl")]
     assert len(prompts) == 500
-    assert [prompt.input_ids for prompt in prompts] == expected
+    assert [tuple(prompt.input_ids) for prompt in prompts] == expected
     # A prompt of 64 ids may have been cut, a shorter one cannot.
     assert {len(prompt.input_ids) for prompt in prompts if prompt.truncated} == {64}
     assert 0 < sum(prompt.truncated for prompt in prompts) <= sum(len(ids) == 64 for ids in expected)
@@ -46,6 +46,8 @@ def test_padding_is_dropped_and_ids_beyond_the_pieces_are_unknown(example: Path)
 class Letters:
     """One id per character, 1 ends."""
 
+    name = "letters"
+    sha256 = ""
     end_id = 1
     pad_id = None
 
@@ -55,13 +57,17 @@ class Letters:
     def decode(self, ids: Sequence[int]) -> str:
         return "".join(map(chr, ids))
 
+    def ends(self, text: str) -> list[int]:
+        return list(range(1, len(text) + 1))
+
 
 @given(st.text(st.characters(min_codepoint=2, codec="utf-8"), max_size=12), st.integers(2, 10))
 def test_a_prompt_fits_ends_in_the_end_token_and_says_whether_it_was_cut(text: str, limit: int) -> None:
     prompt = tokenizers.prompt(Letters(), text, limit)
     assert len(prompt.input_ids) == min(len(text) + 1, limit)
     assert prompt.input_ids[-1] == 1
-    assert text.startswith(Letters().decode(prompt.input_ids[:-1]))
+    assert prompt.text == Letters().decode(prompt.input_ids[:-1])
+    assert text.startswith(prompt.text)
     assert prompt.truncated == (len(text) + 1 > limit)
 
 
@@ -87,7 +93,7 @@ def save_word_tokenizer(folder: Path, words: dict[str, int], special: list[str])
 def test_tokenizer_json_encodes_bare_ids_and_ends_in_its_special_token(tmp_path: Path) -> None:
     tokenizer = tokenizers.load(str(save_word_tokenizer(tmp_path, WORDS, ["<pad>", "</s>", "<unk>"])))
     prompt = tokenizers.prompt(tokenizer, "a b a zzz", 99)
-    assert prompt == tokenizers.Prompt((3, 4, 3, 2, 1), truncated=False)
+    assert (prompt.text, list(prompt.input_ids), prompt.truncated) == ("a b a zzz", [3, 4, 3, 2, 1], False)
     assert tokenizer.decode([3, 4, 1, 0]) == "a b"
 
 

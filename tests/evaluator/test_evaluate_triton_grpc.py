@@ -8,10 +8,19 @@ from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2, service_pb2
 
 from evaluator.errors import NotFoundError, OptionsError, TransientError
-from evaluator.protocols import triton_grpc
-from evaluator.protocols.base import RequestError, ServedModel
+from evaluator.protocols import triton_grpc, triton_models
+from evaluator.protocols.base import Connection, RequestError, ServedModel
+from evaluator.tokenizers import Prompt
 
 MODEL = ServedModel("ul2", "3", None)
+
+
+def sent_to(signature: triton_models.Signature, ids: list[int], text: str = "", **stated: Any) -> bytes:
+    """A request for 24 tokens."""
+    connection = Connection("host:8001", "ul2", 1.0, **stated)
+    return triton_grpc.infer_request(MODEL, signature, Prompt(text, ids, truncated=False), 24, connection)
+
+
 T5 = {"input_ids": ("UINT32", [-1, -1]), "sequence_length": ("UINT32", [-1, 1]), "max_output_len": ("UINT32", [-1, 1])}
 
 
@@ -29,11 +38,11 @@ def described(
 
 def test_signature_takes_dtypes_and_ranks_from_the_server() -> None:
     tensors = T5 | {"max_output_len": ("INT64", [1])}
-    signature = triton_grpc.signature(*described(tensors, "output_ids cum_log_probs"))
+    signature = triton_models.signature(*described(tensors, "output_ids cum_log_probs"))
     assert signature.inputs == {
-        "input_ids": triton_grpc.Tensor("UINT32", 2),
-        "sequence_length": triton_grpc.Tensor("UINT32", 2),
-        "max_output_len": triton_grpc.Tensor("INT64", 1),
+        "input_ids": triton_models.Tensor("UINT32", 2),
+        "sequence_length": triton_models.Tensor("UINT32", 2),
+        "max_output_len": triton_models.Tensor("INT64", 1),
     }
     assert signature.outputs == ("output_ids",)
 
@@ -41,9 +50,9 @@ def test_signature_takes_dtypes_and_ranks_from_the_server() -> None:
 def test_further_inputs_are_fine_only_where_they_are_optional() -> None:
     tensors = T5 | {"temperature": ("FP32", [-1, 1])}
     config = 'input { name: "temperature" optional: true }'
-    assert set(triton_grpc.signature(*described(tensors, config=config)).inputs) == set(T5)
+    assert set(triton_models.signature(*described(tensors, config=config)).inputs) == set(T5)
     with pytest.raises(OptionsError, match="input temperature is required"):
-        triton_grpc.signature(*described(tensors))
+        triton_models.signature(*described(tensors))
 
 
 GPT = {
@@ -54,12 +63,12 @@ GPT = {
 
 
 def test_a_decoder_is_told_by_its_inputs_and_gets_the_same_numbers() -> None:
-    assert not triton_grpc.signature(*described(T5)).continues
+    assert not triton_models.signature(*described(T5)).kind.continues
     outputs = "output_ids sequence_length response_input_lengths context_embeddings"
-    signature = triton_grpc.signature(*described(GPT, outputs))
-    assert signature.continues
+    signature = triton_models.signature(*described(GPT, outputs))
+    assert signature.kind.continues
     assert signature.repeats
-    request = service_pb2.ModelInferRequest.FromString(triton_grpc.infer_request(MODEL, signature, [9, 70000], 24, {}))
+    request = service_pb2.ModelInferRequest.FromString(sent_to(signature, [9, 70000]))
     assert [(tensor.name, list(tensor.shape)) for tensor in request.inputs] == [
         ("input_ids", [1, 2]),
         ("input_lengths", [1, 1]),
@@ -90,11 +99,10 @@ ENCODER = 'parameters { key: "encoder_model_path" value { string_value: "%s" } }
 )
 def test_tensorrt_llm_is_sent_its_tokens_and_asked_for_the_answer_alone(config: str, continues: bool) -> None:
     """An encoder-decoder model has the same tensors; its decoder starts with the padding."""
-    signature = triton_grpc.signature(*described(TENSORRT_LLM, config=OPTIONAL + config))
-    assert (signature.continues, signature.repeats) == (continues, False)
-    special = {"end_id": 1, "pad_id": 5}
+    signature = triton_models.signature(*described(TENSORRT_LLM, config=OPTIONAL + config))
+    assert (signature.kind.continues, signature.repeats) == (continues, False)
     request = service_pb2.ModelInferRequest.FromString(
-        triton_grpc.infer_request(MODEL, signature, [9, 70000], 24, special)
+        sent_to(signature, [9, 70000], special={"end_id": 1, "pad_id": 5})
     )
     sent = {
         tensor.name: (tensor.datatype, list(tensor.shape), content)
@@ -113,9 +121,9 @@ def test_tensorrt_llm_is_sent_its_tokens_and_asked_for_the_answer_alone(config: 
 def test_unsupported_models_are_refused_with_what_was_found() -> None:
     gpt = {"input_ids": ("FP32", [-1, -1]), "prompt_lengths": ("UINT32", [-1, 1])}
     with pytest.raises(OptionsError) as raised:
-        triton_grpc.signature(*described(gpt, "text_output"))
+        triton_models.signature(*described(gpt, "text_output"))
     with pytest.raises(OptionsError, match="input request_output_len is missing"):
-        triton_grpc.signature(*described({name: GPT[name] for name in ("input_ids", "input_lengths")}))
+        triton_models.signature(*described({name: GPT[name] for name in ("input_ids", "input_lengths")}))
     for part in (
         "input sequence_length is missing",
         "input max_output_len is missing",
@@ -124,19 +132,14 @@ def test_unsupported_models_are_refused_with_what_was_found() -> None:
         "output output_ids is missing",
         "found inputs: input_ids:FP32 prompt_lengths:UINT32",
         "found outputs: text_output:INT32",
-        "supported: FasterTransformer T5",
+        "FasterTransformer's T5, with the integer inputs input_ids sequence_length max_output_len",
     ):
         assert part in str(raised.value)
 
 
-def test_decoupled_models_are_refused() -> None:
-    with pytest.raises(OptionsError, match="decoupled"):
-        triton_grpc.signature(*described(T5, config="model_transaction_policy { decoupled: true }"))
-
-
 def test_request_names_the_version_and_has_the_servers_shapes_and_dtypes() -> None:
-    signature = triton_grpc.signature(*described(T5 | {"max_output_len": ("INT64", [1])}))
-    sent = triton_grpc.infer_request(MODEL, signature, [9, 70000, 1], 24, {})
+    signature = triton_models.signature(*described(T5 | {"max_output_len": ("INT64", [1])}))
+    sent = sent_to(signature, [9, 70000, 1])
     request = service_pb2.ModelInferRequest.FromString(sent)
     assert (request.model_name, request.model_version) == ("ul2", "3")
     assert [(tensor.name, tensor.datatype, list(tensor.shape)) for tensor in request.inputs] == [
@@ -208,7 +211,7 @@ IDS = ("output_ids", "INT32", [1, 2, 3], ints(5, 6, 1, 7, 7, 7))
     ],
 )
 def test_the_first_beam_up_to_its_length(tensors: list[Any], expected: list[int]) -> None:
-    assert triton_grpc.output_ids_of(response(*tensors)) == expected
+    assert triton_models.output_ids_of(response(*tensors)) == expected
 
 
 @pytest.mark.parametrize(
@@ -226,11 +229,11 @@ def test_the_first_beam_up_to_its_length(tensors: list[Any], expected: list[int]
 )
 def test_a_response_that_breaks_the_promise_is_a_failed_request(tensors: list[Any], message: str) -> None:
     with pytest.raises(RequestError, match=f"^MALFORMED_RESPONSE: .*{message}"):
-        triton_grpc.output_ids_of(response(*tensors))
+        triton_models.output_ids_of(response(*tensors))
 
 
 def test_contents_that_are_not_raw_are_a_failed_request() -> None:
     answer = service_pb2.ModelInferResponse()
     answer.outputs.add(name="output_ids", datatype="INT32", shape=[1]).contents.int_contents.append(1)
     with pytest.raises(RequestError, match="1 tensors but 0 contents"):
-        triton_grpc.output_ids_of(answer)
+        triton_models.output_ids_of(answer)

@@ -16,8 +16,9 @@ import pytest
 import tiny
 import torch
 import tritonclient.grpc as triton
-from asking import evaluated, padded, tensors
+from asking import evaluating, padded, tensors
 from conftest import ftconvert
+from evaluated import evaluated
 from transformers import AutoModelForCausalLM
 
 from converter.errors import SourceError
@@ -257,14 +258,15 @@ def test_evaluate_scores_what_follows_the_prompt(
     end = networks[name].config.eos_token_id
     tokens = ["</s>" if id == end else f"w{id}" for id in range(29)]
     documents = [[id for id in prompt if id != end] for prompt in PROMPTS]
-    evaluation = evaluated(tmp_path, address, name, tokens, documents, max_input_tokens=6, max_output_tokens=STEPS)
+    lengths = {"max_input_tokens": 6, "max_output_tokens": STEPS}
+    _, samples = evaluated(**evaluating(tmp_path, address, name, tokens, documents, **lengths))
     prompts = [ids[:6] for ids in documents]
     expected = [alone(networks[name], prompt)[len(prompt) :] for prompt in prompts]
-    assert [sample.output_ids for sample in evaluation.samples] == [
+    assert [sample.output_ids for sample in samples] == [
         ids[:-1] if ids[-1] == end else ids for ids in expected
     ]
-    assert [sample.input_tokens for sample in evaluation.samples] == [len(prompt) for prompt in prompts]
-    assert [sample.truncated for sample in evaluation.samples] == [len(ids) > 6 for ids in documents]
+    assert [sample.input_tokens for sample in samples] == [len(prompt) for prompt in prompts]
+    assert [sample.truncated for sample in samples] == [len(ids) > 6 for ids in documents]
     # what was evaluated is what may be published, and nothing else
     for model, code in ((name, 0), ("gpt2" if name == "opt" else "opt", 78)):
         gate = ("--gate", tmp_path / "out")

@@ -24,10 +24,10 @@ import torch
 import tritonclient.grpc as triton
 from asking import padded, tensors
 from conftest import ftconvert
+from evaluated import evaluate, evaluated
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
 from converter.errors import IncompleteError, SourceError
-from evaluator.errors import OptionsError
 from model_repository.backends.generation import Row, generate
 from model_repository.backends.sampling import TENSORRT_LLM, Sampling
 from model_repository.server import TritonServer
@@ -425,20 +425,33 @@ def test_evaluate_scores_the_answer_alone(tmp_path: Path, address: str, networks
     size = networks[name].config.vocab_size
     tokens = ["</s>" if id == end else "<pad>" if id == 0 else f"w{id}" for id in range(size)]
     prompts = [[id for id in prompt if id != end] for prompt in PROMPTS]
-    samples = asking.evaluated(tmp_path, address, name, tokens, prompts, **LENGTHS).samples
+    results, samples = evaluated(**asking.evaluating(tmp_path, address, name, tokens, prompts, **LENGTHS))
+    assert results["model"]["manifest_sha256"]
     sent = [[*prompt, end] for prompt in prompts] if name in WITH_ENCODER else prompts
     assert [sample.input_tokens for sample in samples] == [len(ids) for ids in sent]
     assert [sample.output_ids for sample in samples] == [alone(networks[name], ids, end=end) for ids in sent]
 
 
 def test_evaluate_needs_a_padding_token_where_the_decoder_starts_with_it(tmp_path: Path, address: str) -> None:
-    with pytest.raises(OptionsError, match="--tokenizer: expected a padding token, which the decoder of t5 starts"):
-        asking.evaluated(tmp_path, address, "t5", ["</s>", *(f"w{id}" for id in range(1, 50))], PROMPTS, **LENGTHS)
+    tokens = ["</s>", *(f"w{id}" for id in range(1, 50))]
+    done = evaluate(**asking.evaluating(tmp_path, address, "t5", tokens, PROMPTS, **LENGTHS))
+    assert done.exit_code == 78
+    assert "--tokenizer: expected a tokenizer with pad_id, which t5 has to be sent, found none" in done.stderr
 
 
-def test_evaluate_calls_no_decoupled_model(tmp_path: Path, address: str) -> None:
-    with pytest.raises(OptionsError, match="found a decoupled model"):
-        asking.evaluated(tmp_path, address, "t5_stream", ["</s>", "<pad>", "w2"], [[2]], **LENGTHS)
+@pytest.mark.parametrize("stream", [False, True])
+def test_evaluate_reads_the_stream_of_a_decoupled_model(
+    tmp_path: Path, address: str, networks: Any, stream: bool
+) -> None:
+    end = third(networks["t5"], PROMPTS[1])
+    size = networks["t5"].config.vocab_size
+    tokens = ["</s>" if id == end else "<pad>" if id == 0 else f"w{id}" for id in range(size)]
+    prompts = [[id for id in prompt if id != end] for prompt in PROMPTS]
+    asked = asking.evaluating(tmp_path, address, "t5_stream", tokens, prompts, **LENGTHS)
+    _, samples = evaluated(**asked, stream=stream)
+    assert [sample.output_ids for sample in samples] == [alone(networks["t5"], [*ids, end], end=end) for ids in prompts]
+    pieces = [len(sample.output_ids) if stream else bool(sample.output_ids) for sample in samples]
+    assert [len(sample.arrivals_s) for sample in samples] == pieces
 
 
 DAMAGE = {

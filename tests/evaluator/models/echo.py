@@ -1,7 +1,8 @@
 """The model of these tests: FasterTransformer T5's tensors, no weights. The answer is the prompt's ids backwards.
 
 For input ids `a b c END` it answers `c b a END 0 0`, cut to max_output_len, in the first of two beams (the second holds
-other ids), so that everything a client must get right can be seen: beam, length, end token, padding.
+other ids), so that everything a client must get right can be seen: beam, length, end token, padding. A decoupled one
+answers with a response per token, each of which holds all tokens so far, as FasterTransformer's do.
 Parameters of config.pbtxt: `fail_id` (a request with this id fails), `delay_s`, `count_end` (0: sequence_length leaves
 the end token out).
 """
@@ -23,12 +24,30 @@ class TritonPythonModel:
         self.fail_id = int(parameters.get("fail_id", -1))
         self.delay_s = float(parameters.get("delay_s", 0))
         self.count_end = parameters.get("count_end", "1") == "1"
+        self.decoupled = pb_utils.using_decoupled_model_transaction_policy(config)
         self.dtype = pb_utils.triton_string_to_numpy(
             pb_utils.get_output_config_by_name(config, "output_ids")["data_type"]
         )
 
     def execute(self, requests):
-        return [self.answer(request) for request in requests]
+        if not self.decoupled:
+            return [self.answer(request) for request in requests]
+        for request in requests:
+            self.stream(self.answer(request), request.get_response_sender())
+        return None
+
+    def stream(self, whole, sender):
+        if whole.has_error():
+            sender.send(whole, pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
+            return
+        beams, lengths = (tensor.as_numpy() for tensor in whole.output_tensors())
+        for length in range(1, lengths[0, 0] + 1):
+            so_far = [
+                pb_utils.Tensor("output_ids", beams[:, :, :length]),
+                pb_utils.Tensor("sequence_length", np.full_like(lengths, length)),
+            ]
+            sender.send(pb_utils.InferenceResponse(so_far))
+        sender.send(flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
 
     def answer(self, request):
         ids, length, limit = (

@@ -1,0 +1,168 @@
+"""A server is asked: preflight, prompts, warm-up, then every row once under each load.
+
+    rows ─ template, tokenizer ─> Prompt ─ endpoint ─> request bytes ─ load ─> Outcome ─> Sample ─> samples.jsonl
+
+All requests are bytes before the first is sent: what the client does meanwhile is send, receive and write down.
+"""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from evaluator import load, records, tokenizers
+from evaluator.datasets import Row
+from evaluator.errors import UsageError
+from evaluator.options import Load, Options
+from evaluator.protocols.base import Endpoint, Observed
+from evaluator.records import Sample
+from evaluator.tokenizers import Prompt, Tokenizer
+
+# rows, how many of them are done, what is done -> with bar as advance: advance()
+ProgressBar = Callable[[int, int, str], AbstractContextManager[Callable[[], None]]]
+
+
+@dataclass(frozen=True)
+class Run:
+    """The rows under one load.
+
+    Of a run that was gone on with, `kept` rows are from before, and `resent` of those sent now had failed then. Those
+    that were sent now were so from `began_s` on, which counts from the beginning of all, for `wall_s` (seconds).
+    """
+
+    load: Load
+    samples: list[Sample]
+    began_s: float
+    wall_s: float
+    kept: int
+    resent: int
+    server: Mapping[str, Any] | None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is sent, and where it is written down."""
+
+    options: Options
+    rows: Sequence[Row]
+    tokenizer: Tokenizer | None
+    folder: Path
+    started_at: datetime
+
+    def samples_of(self, at: Load) -> Path:
+        """The first load's are samples.jsonl."""
+        first = at == self.options.loads[0]
+        return self.folder / (records.SAMPLES if first else f"samples-{at.name.replace(' ', '-')}.jsonl")
+
+
+@dataclass(frozen=True)
+class Request:
+    """One row, ready to be sent. `prompt` is empty where no answer repeats it."""
+
+    content: bytes
+    prompt: str
+    input_tokens: int | None
+    truncated: bool
+
+
+async def run_all(plan: Plan, requests: Sequence[Request], endpoint: Endpoint, progress_bar: ProgressBar) -> list[Run]:
+    """Every row once under each load, the first load first."""
+    await _warm_up(plan.options, requests, endpoint)
+    return [await _run(plan, at, requests, endpoint, progress_bar) for at in plan.options.loads]
+
+
+def prepare(plan: Plan, endpoint: Endpoint) -> list[Request]:
+    """The requests of all rows, without their ids: 100,000 rows of them would fill the memory.
+
+    Raises:
+        UsageError: the model takes token ids, and there is no tokenizer.
+    """
+    options, tokenizer = plan.options, plan.tokenizer
+    if endpoint.takes_ids and tokenizer is None:
+        raise UsageError(
+            f"--tokenizer: {options.model} takes token ids, so it needs the tokenizer that the model was trained with; "
+            "found none"
+        )
+    requests = []
+    for row in plan.rows:
+        text = options.prompt.replace("{document}", row.document)
+        prompt, tokens = Prompt(text, None, truncated=False), None
+        if tokenizer is not None:
+            prompt = tokenizers.prompt(tokenizer, text, options.max_input_tokens, not endpoint.continues)
+            tokens = len(prompt.input_ids or ())
+        content = endpoint.serialize(prompt, options.max_output_tokens)
+        requests.append(Request(content, prompt.text if endpoint.repeats else "", tokens, prompt.truncated))
+    return requests
+
+
+async def _warm_up(options: Options, requests: Sequence[Request], endpoint: Endpoint) -> None:
+    """Send the first rows once, unrecorded: a server's first answers are slow. What fails here fails again."""
+    first = options.loads[0]
+    in_flight = int(first.value) if first.mode == "closed" else 1
+    count = in_flight if options.warmup is None else options.warmup
+    contents = [request.content for request in requests[:count]]
+    await load.closed_loop(contents, endpoint.send, in_flight, options.retries, lambda outcome: None)
+
+
+async def _run(plan: Plan, at: Load, requests: Sequence[Request], endpoint: Endpoint, progress_bar: ProgressBar) -> Run:
+    options, path = plan.options, plan.samples_of(at)
+    before = {sample.id: sample for sample in records.read_samples(path)} if options.resume else {}
+    numbers = {row.id: number for number, row in enumerate(plan.rows)}
+    kept = {numbers[id]: sample for id, sample in before.items() if id in numbers and sample.error is None}
+    waiting = [number for number in range(len(requests)) if number not in kept]
+    resent = sum(plan.rows[number].id in before for number in waiting)
+
+    with records.sample_log(path, kept) as log, progress_bar(len(requests), len(kept), at.name) as advance:
+        observed = await endpoint.statistics() if isinstance(endpoint, Observed) else None
+        began = time.perf_counter()
+        offset = time.time() - plan.started_at.timestamp() - began
+
+        def completed(outcome: load.Outcome) -> None:
+            number = waiting[outcome.index]
+            log.add(number, _sample(plan, number, requests[number], outcome, endpoint, offset))
+            advance()
+
+        contents = [requests[number].content for number in waiting]
+        if at.mode == "closed":
+            await load.closed_loop(contents, endpoint.send, int(at.value), options.retries, completed)
+        else:
+            moments = load.moments(len(contents), at.value, options.arrival, options.seed)
+            await load.open_loop(contents, endpoint.send, moments, options.retries, completed)
+        wall_s = time.perf_counter() - began
+        server = await endpoint.statistics(observed) if isinstance(endpoint, Observed) else None
+    return Run(at, log.in_order(), began + offset, wall_s, len(kept), resent, server)
+
+
+def _sample(
+    plan: Plan, number: int, request: Request, outcome: load.Outcome, endpoint: Endpoint, offset: float
+) -> Sample:
+    """What came of one row."""
+    answer, tokenizer = outcome.answer, plan.tokenizer
+    ids, text, tokens = None, None, None
+    if answer is not None and answer.ids is not None and tokenizer is not None:
+        repeated = (request.input_tokens or 0) if endpoint.repeats else 0
+        ids = tokenizers.until_end(answer.ids[repeated:], tokenizer.end_id)
+        text, tokens = tokenizer.decode(ids), len(ids)
+    elif answer is not None and answer.text is not None:
+        text = answer.text.removeprefix(request.prompt)
+        tokens = answer.tokens
+        if tokens is None and tokenizer is not None:
+            tokens = len(tokenizer.encode(text))
+    row = plan.rows[number]
+    return Sample(
+        id=row.id,
+        input_tokens=request.input_tokens,
+        truncated=request.truncated,
+        output_ids=ids,
+        output_tokens=tokens,
+        prediction=text,
+        reference=row.summary,
+        sent_s=outcome.sent_s + offset,
+        latency_s=outcome.latency_s,
+        arrivals_s=[moment - outcome.sent_s for moment in answer.arrivals] if answer else [],
+        retries=outcome.retries,
+        error=outcome.error,
+    )
