@@ -145,7 +145,14 @@ def _of_sweep(run: Run, first: Run, options: Options) -> dict[str, Any]:
     pairs = zip(run.samples, first.samples, strict=True)
     changed = sum(a.error is None and b.error is None and a.prediction != b.prediction for a, b in pairs)
     stated = {"mode": run.load.mode, "value": run.load.value, "name": run.load.name}
-    return {"load": stated, **_figures(run, options), "changed": changed, "kept": run.kept, "wall_s": run.wall_s}
+    return {
+        "load": stated,
+        **_figures(run, options),
+        "changed": changed,
+        "kept": run.kept,
+        "wall_s": run.wall_s,
+        "client_cpu_s": run.cpu_s,
+    }
 
 
 def _rouge(samples: Sequence[records.Sample]) -> dict[str, Any]:

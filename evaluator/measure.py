@@ -8,8 +8,9 @@ All requests are bytes before the first is sent: what the client does meanwhile 
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,13 +31,15 @@ class Run:
     """The rows under one load.
 
     Of a run that was gone on with, `kept` rows are from before, and `resent` of those sent now had failed then. Those
-    that were sent now were so from `began_s` on, which counts from the beginning of all, for `wall_s` (seconds).
+    that were sent now were so from `began_s` on, which counts from the beginning of all, for `wall_s` (seconds), and
+    took `cpu_s` of this process: where that comes near to `wall_s` the client was the bottleneck.
     """
 
     load: Load
     samples: list[Sample]
     began_s: float
     wall_s: float
+    cpu_s: float
     kept: int
     resent: int
     server: Mapping[str, Any] | None
@@ -115,9 +118,10 @@ async def _run(plan: Plan, at: Load, requests: Sequence[Request], endpoint: Endp
     waiting = [number for number in range(len(requests)) if number not in kept]
     resent = sum(plan.rows[number].id in before for number in waiting)
 
-    with records.sample_log(path, kept) as log, progress_bar(len(requests), len(kept), at.name) as advance:
+    finished = partial(_decoded, plan.tokenizer)
+    with records.sample_log(path, kept, finished) as log, progress_bar(len(requests), len(kept), at.name) as advance:
         observed = await endpoint.statistics() if isinstance(endpoint, Observed) else None
-        began = time.perf_counter()
+        began, cpu = time.perf_counter(), time.process_time()
         offset = time.time() - plan.started_at.timestamp() - began
 
         def completed(outcome: load.Outcome) -> None:
@@ -131,9 +135,9 @@ async def _run(plan: Plan, at: Load, requests: Sequence[Request], endpoint: Endp
         else:
             moments = load.moments(len(contents), at.value, options.arrival, options.seed)
             await load.open_loop(contents, endpoint.send, moments, options.retries, completed)
-        wall_s = time.perf_counter() - began
+        wall_s, cpu_s = time.perf_counter() - began, time.process_time() - cpu
         server = await endpoint.statistics(observed) if isinstance(endpoint, Observed) else None
-    return Run(at, log.in_order(), began + offset, wall_s, len(kept), resent, server)
+    return Run(at, log.in_order(), began + offset, wall_s, cpu_s, len(kept), resent, server)
 
 
 def _sample(
@@ -145,12 +149,10 @@ def _sample(
     if answer is not None and answer.ids is not None and tokenizer is not None:
         repeated = (request.input_tokens or 0) if endpoint.repeats else 0
         ids = tokenizers.until_end(answer.ids[repeated:], tokenizer.end_id)
-        text, tokens = tokenizer.decode(ids), len(ids)
+        tokens = len(ids)
     elif answer is not None and answer.text is not None:
         text = answer.text.removeprefix(request.prompt)
         tokens = answer.tokens
-        if tokens is None and tokenizer is not None:
-            tokens = len(tokenizer.encode(text))
     row = plan.rows[number]
     return Sample(
         id=row.id,
@@ -166,3 +168,14 @@ def _sample(
         retries=outcome.retries,
         error=outcome.error,
     )
+
+
+def _decoded(tokenizer: Tokenizer | None, sample: Sample) -> Sample:
+    """With its text, when it is one of ids, and the number of its tokens, when nobody has counted them."""
+    if sample.error is not None or tokenizer is None:
+        return sample
+    if sample.prediction is None and sample.output_ids is not None:
+        return replace(sample, prediction=tokenizer.decode(sample.output_ids))
+    if sample.prediction is not None and sample.output_tokens is None:
+        return replace(sample, output_tokens=len(tokenizer.encode(sample.prediction)))
+    return sample

@@ -10,11 +10,12 @@ without is gone on with by `--resume`, when run.json says that it asks the same 
 import json
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
+from io import FileIO
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 from evaluator.errors import DatasetError, OptionsError, UsageError
 
@@ -25,6 +26,7 @@ RESULTS, SAMPLES, RUN = "results.json", "samples.jsonl", "run.json"
 class Sample:
     """One row's record. `error` is None exactly when the request completed.
 
+    While requests are being sent nothing is decoded: of models of ids `prediction` is None until the run ends.
     `output_ids` is without the end token, and None for models of text; `output_tokens` is None where nobody can count
     them. `sent_s` is in seconds since the run began, `arrivals_s` since the request was sent: when each response of a
     stream came.
@@ -44,38 +46,48 @@ class Sample:
     error: str | None
 
     def to_json(self) -> str:
-        return json.dumps(vars(self), ensure_ascii=False)
+        return _encode(vars(self))
 
 
+_encode = json.JSONEncoder(ensure_ascii=False).encode  # json.dumps would make an encoder for each call
 _FIELDS = {field.name for field in fields(Sample)}
 
 
 class SampleLog:
     """The samples of a run by row number, each on disk as soon as it is there."""
 
-    def __init__(self, file: TextIO, kept: Mapping[int, Sample]) -> None:
+    def __init__(self, file: FileIO, kept: Mapping[int, Sample]) -> None:
         self._file = file
         self._samples = dict(kept)
 
     def add(self, row: int, sample: Sample) -> None:
         self._samples[row] = sample
-        self._file.write(sample.to_json() + "\n")
-        self._file.flush()
+        self._file.write((sample.to_json() + "\n").encode())
 
     def in_order(self) -> list[Sample]:
         """The samples there are, in data set order."""
         return [self._samples[row] for row in sorted(self._samples)]
 
+    def finish(self, finished: Callable[[Sample], Sample]) -> None:
+        """Put what `finished` makes of each in its place."""
+        self._samples = {row: finished(sample) for row, sample in self._samples.items()}
+
 
 @contextmanager
-def sample_log(path: Path, kept: Mapping[int, Sample]) -> Iterator[SampleLog]:
-    """Log samples to `path` behind those `kept`; on leaving, also by an exception, the file is in data set order."""
+def sample_log(
+    path: Path, kept: Mapping[int, Sample], finished: Callable[[Sample], Sample] = lambda sample: sample
+) -> Iterator[SampleLog]:
+    """Log samples to `path` behind those `kept`.
+
+    On leaving, also by an exception, the file holds what `finished` makes of them, in data set order.
+    """
     write_samples(path, kept.values())
-    with path.open("a", encoding="utf-8") as file:
+    with path.open("ab", buffering=0) as file:
         log = SampleLog(file, kept)
         try:
             yield log
         finally:
+            log.finish(finished)
             write_samples(path, log.in_order())
 
 

@@ -91,7 +91,7 @@ class TritonGrpc:
         self.repeats = signature.repeats
         self._signature = signature
         self._connection = connection
-        self._metadata = tuple(connection.headers.items())
+        self._metadata = tuple(connection.headers.items()) or None
         self._unary = channel.unary_unary(
             SERVICE + "ModelInfer",
             request_serializer=None,

@@ -9,6 +9,7 @@ above need no case of their own. Every request is a batch of one.
 
 import json
 import math
+from array import array
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -22,7 +23,8 @@ NUMPY_DTYPES = {  # as Triton spells them; little-endian on the wire
     **{"UINT8": "<u1", "UINT16": "<u2", "UINT32": "<u4", "UINT64": "<u8"},
     **{"FP16": "<f2", "FP32": "<f4", "FP64": "<f8", "BOOL": "?"},
 }
-INTEGERS = ("INT32", "UINT32", "INT64", "UINT64")
+# Bytes, and what `memoryview` calls it; of this machine's byte order, which is the wire's wherever Triton runs.
+INTEGERS = {"INT32": (4, "i"), "UINT32": (4, "I"), "INT64": (8, "q"), "UINT64": (8, "Q")}
 
 
 @dataclass(frozen=True)
@@ -238,28 +240,26 @@ def output_ids_of(response: Any) -> list[int]:
     Raises:
         RequestError: the response is not what the model's metadata promised.
     """
-    import numpy as np
-
-    tensors = {}
+    # Without numpy, whose calls cost more than these few numbers: benchmarks/client.py counts every microsecond.
+    tensors: dict[str, tuple[tuple[int, ...], list[int]]] = {}
     for name, dtype, shape, content in _contents(response):
         if dtype not in INTEGERS:
             raise malformed(f"{name} is {dtype}, not an integer")
-        if min(shape, default=-1) < 0 or len(content) != math.prod(shape) * np.dtype(NUMPY_DTYPES[dtype]).itemsize:
+        size, code = INTEGERS[dtype]
+        if min(shape, default=-1) < 0 or len(content) != math.prod(shape) * size:
             raise malformed(f"{name} {list(shape)} {dtype} came with {len(content)} bytes")
-        tensors[name] = np.frombuffer(content, NUMPY_DTYPES[dtype]).reshape(shape)
+        tensors[name] = shape, array(code, content).tolist()
     if "output_ids" not in tensors:
         raise malformed(f"expected the tensor output_ids, found {' '.join(tensors) or 'none'}")
 
-    ids = tensors["output_ids"]
-    if ids.size == 0:
-        return []
-    ids = ids.reshape(-1, ids.shape[-1])[0]
-    if "sequence_length" in tensors and tensors["sequence_length"].size:
-        ids = ids[: max(0, int(tensors["sequence_length"].flat[0]))]
-    if ids.size and int(ids.min()) < 0:
-        raise malformed(f"output_ids holds the negative token id {int(ids.min())}")
-    found: list[int] = ids.tolist()
-    return found
+    shape, ids = tensors["output_ids"]
+    ids = ids[: shape[-1]]
+    _, lengths = tensors.get("sequence_length", ((), []))
+    if lengths:
+        ids = ids[: max(0, lengths[0])]
+    if ids and min(ids) < 0:
+        raise malformed(f"output_ids holds the negative token id {min(ids)}")
+    return ids
 
 
 def text_of(response: Any, output: str) -> str:
