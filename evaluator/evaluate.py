@@ -109,7 +109,7 @@ async def _ask(
             "model": asdict(endpoint.model),
             "rows_sha256": dataset.sha256,
             "tokenizer": _described(tokenizer),
-            "options": options.of_the_answers(),
+            **options.of_the_answers(),
         }
         begun = datetime.fromisoformat(records.claim(folder, run, options.resume)["started_at"])
         return endpoint.model, begun, await measure.run_all(plan(begun), requests, endpoint, progress_bar)

@@ -8,7 +8,7 @@ from evaluator.protocols.base import Connection
 
 # What may differ between a run and the one that goes on with it: where it lies, and how answers are judged.
 NOT_OF_THE_ANSWERS = (
-    *("dataset", "endpoint", "output", "resume", "tokenizer", "connection"),
+    *("dataset", "endpoint", "model", "output", "resume", "tokenizer"),
     *("baseline", "margin", "max_failed", "profile", "slo"),
 )
 

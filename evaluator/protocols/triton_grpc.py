@@ -81,8 +81,6 @@ class TritonGrpc:
     def __init__(
         self, channel: Any, model: ServedModel, parts: list[str], signature: Signature, connection: Connection
     ) -> None:
-        from tritonclient.grpc import service_pb2
-
         self.model = model
         self._channel = channel
         self._parts = parts
@@ -92,30 +90,24 @@ class TritonGrpc:
         self._signature = signature
         self._connection = connection
         self._metadata = tuple(connection.headers.items()) or None
-        self._unary = channel.unary_unary(
-            SERVICE + "ModelInfer",
-            request_serializer=None,
-            response_deserializer=service_pb2.ModelInferResponse.FromString,
-        )
-        self._stream = channel.stream_stream(
-            SERVICE + "ModelStreamInfer",
-            request_serializer=None,
-            response_deserializer=service_pb2.ModelStreamInferResponse.FromString,
-        )
+        # Bytes both ways: what cannot be parsed grpc.aio would log, and hand on as None.
+        self._unary = channel.unary_unary(SERVICE + "ModelInfer")
+        self._stream = channel.stream_stream(SERVICE + "ModelStreamInfer")
 
     def serialize(self, prompt: Prompt, max_output_tokens: int) -> bytes:
         return infer_request(self.model, self._signature, prompt, max_output_tokens, self._connection)
 
     async def send(self, request: bytes) -> Answer:
         from grpc.aio import AioRpcError
+        from tritonclient.grpc.service_pb2 import ModelInferResponse
 
         try:
             if self._signature.decoupled:
                 return await self._streamed(request)
-            response = await self._unary(request, timeout=self._connection.timeout_s, metadata=self._metadata)
+            content = await self._unary(request, timeout=self._connection.timeout_s, metadata=self._metadata)
         except AioRpcError as error:
             raise RequestError(error.code().name, error.details() or "(no message)") from error
-        return answer_of(response, self._signature)
+        return answer_of(_parsed(ModelInferResponse, content), self._signature)
 
     async def statistics(self, since: Any = None) -> Any:
         """Counters of the model and of those it calls, by name; with `since` requests, executions, and seconds each.
@@ -141,11 +133,14 @@ class TritonGrpc:
 
     async def _streamed(self, request: bytes) -> Answer:
         """Every response of a stream that carries this one request: the server ends it after the last of them."""
+        from tritonclient.grpc.service_pb2 import ModelStreamInferResponse
+
         answers: list[Answer] = []
         arrivals: list[float] = []
         call = self._stream(iter([request]), timeout=self._connection.timeout_s, metadata=self._metadata)
         try:
-            async for message in call:
+            async for content in call:
+                message = _parsed(ModelStreamInferResponse, content)
                 if message.error_message:
                     raise RequestError("STREAM_ERROR", message.error_message)
                 if not message.infer_response.outputs:  # Triton's empty final response
@@ -159,6 +154,16 @@ class TritonGrpc:
         if not answers:
             raise malformed("the stream ended without a response")
         return joined(answers, tuple(arrivals), self._signature.kind.cumulative)
+
+
+def _parsed(message: Any, content: bytes) -> Any:
+    """A protobuf message of these bytes. Raises RequestError."""
+    from google.protobuf.message import DecodeError
+
+    try:
+        return message.FromString(content)
+    except DecodeError as error:
+        raise malformed(f"{len(content)} bytes that are no {message.DESCRIPTOR.name}") from error
 
 
 @asynccontextmanager
