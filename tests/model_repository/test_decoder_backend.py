@@ -262,9 +262,7 @@ def test_evaluate_scores_what_follows_the_prompt(
     _, samples = evaluated(**evaluating(tmp_path, address, name, tokens, documents, **lengths))
     prompts = [ids[:6] for ids in documents]
     expected = [alone(networks[name], prompt)[len(prompt) :] for prompt in prompts]
-    assert [sample.output_ids for sample in samples] == [
-        ids[:-1] if ids[-1] == end else ids for ids in expected
-    ]
+    assert [sample.output_ids for sample in samples] == [ids[:-1] if ids[-1] == end else ids for ids in expected]
     assert [sample.input_tokens for sample in samples] == [len(prompt) for prompt in prompts]
     assert [sample.truncated for sample in samples] == [len(ids) > 6 for ids in documents]
     # what was evaluated is what may be published, and nothing else
