@@ -1,17 +1,19 @@
-"""Data sets: a JSON-lines file -> rows of document and reference summary.
+"""Data sets: files of rows -> rows of document and reference summary, all checked, some of them chosen.
 
-    file bytes ─> sha256
-         └─ lines ─> JSON objects ─> Row(id, document, summary) ─> the first --limit of them
+    sources (bytes) ─> sha256
+         └─ readers (fields) ─> Row(id, document, summary) ─> shuffled ─> the first --limit of them ─> rows_sha256
 
-The whole file is checked, whatever the limit, and all its faults are reported at once.
+All rows are checked, whatever the limit, and all faults are reported at once.
 """
 
 import hashlib
 import json
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from evaluator.errors import DatasetError, NotFoundError
+from evaluator import sources
+from evaluator.errors import DatasetError
 
 FAULTS_SHOWN = 10  # lines of one message; the rest is counted
 
@@ -27,77 +29,92 @@ class Row:
 
 @dataclass(frozen=True)
 class Dataset:
-    """`sha256` is that of the whole file; `rows` are those that are evaluated."""
+    """The rows that are evaluated, of `total` that there are.
+
+    `sha256` is that of the file (of several, one behind the other), `rows_sha256` of the evaluated rows: the same for
+    the same rows in whatever format, file or order.
+    """
 
     name: str
     rows: tuple[Row, ...]
     sha256: str
+    rows_sha256: str
+    total: int
 
 
-def load(path: str, limit: int | None = None) -> Dataset:
-    """Read `path`, one JSON object a line with `id`, `document` and `summary`; other keys are ignored.
+def load(path: str, limit: int | None = None, *, shuffle: int | None = None, split: str = "test") -> Dataset:
+    """Read a data set: a path or gs:// address, `hf://owner/name[/config]`, or `xsum`, `samsum`, `aclsum`.
 
-    SAMSum calls the document `dialogue`; that name is taken where there is no `document`. An integer `id` becomes its
-    decimal text. Blank lines are skipped.
+    A file is CSV, TSV or Parquet by the end of its name, else JSON lines. Its rows have `id`, `document` and `summary`;
+    other keys are ignored. SAMSum calls the document `dialogue`; that name is taken where there is no `document`. An
+    integer `id` becomes its decimal text.
+
+    Args:
+        path: where the rows are; `./xsum` is a file of that name.
+        limit: so many rows are evaluated, the first after shuffling; None: all.
+        shuffle: seed of the order (see `shuffled`); None: the file's.
+        split: of a data set with several: a named one, or one on the Hub.
 
     Raises:
-        NotFoundError: there is no such file.
-        DatasetError: names every faulty line (up to FAULTS_SHOWN), or says that there is no row at all.
+        UsageError: malformed hf:// or gs://; a split that a named data set does not have.
+        DatasetError: names every faulty row (up to FAULTS_SHOWN), or says that there is none at all.
+        NotFoundError: there is no such file or data set.
+        TransientError: a bucket or the Hub is out of reach.
+        OptionsError: a package is not installed.
     """
-    try:
-        with open(path, "rb") as file:
-            content = file.read()
-    except OSError as error:
-        raise NotFoundError(
-            f"--dataset: expected a JSON-lines file at {path}, found none that can be read ({error.strerror})\n"
-            "  mend: give the path of a local file with one object a line: id, document, summary"
-        ) from error
-
+    source = sources.fetch(path, split)
+    digest = hashlib.sha256()
     rows: list[Row] = []
     faults: list[str] = []
-    line_of: dict[str, int] = {}
-    # Cut as bytes: str.splitlines would also cut at U+2028, which JSON allows inside a string.
-    for number, line in enumerate(content.removeprefix(b"\xef\xbb\xbf").splitlines(), start=1):
-        if not line.strip():
-            continue
-        try:
-            row = _row(line)
-        except ValueError as error:
-            faults.append(f"line {number}: {error}")
-            continue
-        if row.id in line_of:
-            faults.append(f"line {number}: id {row.id!r} was already given on line {line_of[row.id]}")
-            continue
-        line_of[row.id] = number
-        rows.append(row)
+    place_of: dict[str, str] = {}
+    for file, content in source.files:
+        digest.update(content)
+        for where, fields in source.format.read(content):
+            place = where if len(source.files) == 1 else f"{file}, {where}"
+            try:
+                row = _row(fields)
+            except ValueError as error:
+                faults.append(f"{place}: {error}")
+                continue
+            if row.id in place_of:
+                faults.append(f"{place}: id {row.id!r} was already given on {place_of[row.id]}")
+                continue
+            place_of[row.id] = place
+            rows.append(row)
 
+    expected = f"\n  expected {source.format.expected}"
     if faults:
         more = [f"and {len(faults) - FAULTS_SHOWN} more"] if len(faults) > FAULTS_SHOWN else []
-        raise DatasetError(
-            "\n  ".join([f"{path}: {_count(len(faults), 'malformed line')}", *faults[:FAULTS_SHOWN], *more])
-            + '\n  expected on each line: {"id": ..., "document": "...", "summary": "..."}, each id once'
-        )
+        count = f"{path}: {len(faults)} malformed {source.format.noun}{'s' * (len(faults) > 1)}"
+        raise DatasetError("\n  ".join([count, *faults[:FAULTS_SHOWN], *more]) + expected)
     if not rows:
-        raise DatasetError(
-            f"{path}: expected at least one row, found none ({len(content)} bytes)\n"
-            '  expected on each line: {"id": ..., "document": "...", "summary": "..."}'
-        )
-    name = path.rsplit("/", 1)[-1]
-    return Dataset(name, tuple(rows[:limit]), hashlib.sha256(content).hexdigest())
+        size = sum(len(content) for _, content in source.files)
+        raise DatasetError(f"{path}: expected at least one row, found none ({size} bytes){expected}")
+    chosen = tuple((rows if shuffle is None else shuffled(rows, shuffle))[:limit])
+    return Dataset(source.name, chosen, digest.hexdigest(), rows_digest(chosen), len(rows))
 
 
-def _row(line: bytes) -> Row:
-    """Parse one line. Raises ValueError saying what is wrong with it."""
-    try:
-        fields = json.loads(line.decode("utf-8"))
-    except UnicodeDecodeError as error:
-        raise ValueError(f"not UTF-8 (byte {error.start}: {line[error.start]:#04x})") from error
-    except RecursionError as error:
-        raise ValueError("JSON nested too deeply") from error
-    except ValueError as error:
-        raise ValueError(f"not JSON ({error})") from error
-    if not isinstance(fields, dict):
-        raise ValueError(f"expected a JSON object, found {type(fields).__name__}")
+def shuffled(rows: Sequence[Row], seed: int) -> list[Row]:
+    """In order of the SHA-256 of `<seed>:<id>` in UTF-8.
+
+    Which needs no random generator: the order, and so what --limit takes, is the same with every version of Python, and
+    whatever the order of the file.
+    """
+    return sorted(rows, key=lambda row: hashlib.sha256(f"{seed}:{row.id}".encode()).digest())
+
+
+def rows_digest(rows: Iterable[Row]) -> str:
+    """SHA-256 over `["id", "document", "summary"]` of each row, JSON in UTF-8 and a line each, in order of the ids."""
+    digest = hashlib.sha256()
+    for row in sorted(rows, key=lambda row: row.id):
+        digest.update(json.dumps([row.id, row.document, row.summary], ensure_ascii=False).encode() + b"\n")
+    return digest.hexdigest()
+
+
+def _row(fields: Mapping[str, Any] | str) -> Row:
+    """The row that fields make. Raises ValueError saying what is wrong with it."""
+    if isinstance(fields, str):
+        raise ValueError(fields)
     identity = fields.get("id")
     if isinstance(identity, int) and not isinstance(identity, bool):
         identity = str(identity)
@@ -112,12 +129,14 @@ def _row(line: bytes) -> Row:
 def _text_problem(name: str, text: object) -> str | None:
     if text is None:
         return f"{name} is missing"
+    if isinstance(text, bytes):
+        return f"{name} is not UTF-8"
     if not isinstance(text, str):
         return f"{name} is not a string but {type(text).__name__}"
-    if any("\ud800" <= character <= "\udfff" for character in text):
+    if name == "id" and not text:
+        return "id is empty"
+    try:
+        text.encode()
+    except UnicodeEncodeError:
         return f"{name} holds half of a surrogate pair, which is no text"  # legal JSON, but it has no UTF-8
     return None
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

@@ -52,3 +52,11 @@ def missing_package(package: str, needed_for: str) -> OptionsError:
         f"{needed_for} needs the package {package}, which is not installed here\n"
         "  mend: pip install 'ftconvert[eval]', which brings everything evaluate uses"
     )
+
+
+def cannot_import(package: str, needed_for: str, error: ImportError, extra: str = "eval") -> OptionsError:
+    """The same for a package that may also be there and not work, with what Python says of it."""
+    return OptionsError(
+        f"{needed_for} needs the package {package}, which cannot be imported here ({error})\n"
+        f"  mend: pip install 'ftconvert[{extra}]'"
+    )

@@ -1,15 +1,16 @@
-"""ROUGE against the example's published figures, and the two libraries against each other."""
+"""ROUGE against the example's published figures, against T5's own rule, and the two libraries against each other."""
 
 import json
 import math
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from evaluator import rouge
+from evaluator import datasets, rouge
 from evaluator.errors import OptionsError
 
 
@@ -50,14 +51,21 @@ def test_newline_rule_separates_sentences_for_rouge_lsum_only() -> None:
     assert by_name["rougeLsum"] == pytest.approx(100)
 
 
-def test_no_stemmer() -> None:
-    [scores] = rouge.scores(["drivers"], ["driver"])
-    assert scores == (0, 0, 0, 0)
+def test_only_the_profile_stemmed_has_a_stemmer() -> None:
+    for profile, expected in {"t5": 0, "hf": 0, "stemmed": 100}.items():
+        assert rouge.scores(["drivers drive"], ["driver driving"], profile)[0][0] == expected
+
+
+def test_only_the_profile_hf_takes_newlines_as_given() -> None:
+    swapped = (["a b c . d e f"], ["d e f . a b c"])
+    assert [round(rouge.scores(*swapped, profile)[0][3]) for profile in rouge.PROFILES] == [100, 50, 100]
+    lines = (["a b c\nd e f"], ["d e f\na b c"])
+    assert [round(rouge.scores(*lines, profile)[0][3]) for profile in rouge.PROFILES] == [100, 100, 100]
 
 
 def test_nothing_to_score() -> None:
     assert rouge.scores([], []) == []
-    assert rouge.intervals([])["rouge1"] == rouge.Interval(None, None, None)
+    assert rouge.intervals([])["rouge1"] == rouge.Interval(None, None, None, None)
 
 
 def test_failed_rows_count_as_zero() -> None:
@@ -67,8 +75,53 @@ def test_failed_rows_count_as_zero() -> None:
     assert rouge.means_of([], 3)["rougeLsum"] == 0
 
 
-def test_both_libraries_agree_on_the_example(example: Path) -> None:
-    assert_agree(*example_pairs(example))
+def aclsum() -> tuple[list[str], list[str]]:
+    """Expert summaries of 100 papers, and as predictions the beginnings of the papers."""
+    rows = datasets.load("aclsum").rows
+    return [row.summary for row in rows], [row.document[:400] for row in rows]
+
+
+@pytest.mark.parametrize("stemmer", [False, True])
+def test_both_libraries_agree_on_real_summaries(example: Path, stemmer: bool) -> None:
+    assert_agree(*example_pairs(example), stemmer)
+    assert_agree(*aclsum(), stemmer)
+    references, _ = aclsum()
+    assert_agree(references[:-1], references[1:], stemmer)
+
+
+def t5_rouge(targets: list[str], predictions: list[str]) -> tuple[list[tuple[float, ...]], dict[str, float]]:
+    """What t5.evaluation.metrics.rouge does, written down from its source: the scores it adds up, and its answer."""
+    from rouge_score import rouge_scorer, scoring
+
+    keys = ["rouge1", "rouge2", "rougeLsum"]
+    scorer, aggregator, added = rouge_scorer.RougeScorer(keys), scoring.BootstrapAggregator(), []
+    for target, prediction in zip(targets, predictions, strict=True):
+        found = scorer.score(target=target.replace(" . ", " .\n"), prediction=prediction.replace(" . ", " .\n"))
+        aggregator.add_scores(found)
+        added.append(tuple(100 * found[key].fmeasure for key in keys))
+    return added, {key: 100 * score.mid.fmeasure for key, score in aggregator.aggregate().items()}
+
+
+def test_the_profile_t5_is_t5s_own(example: Path) -> None:
+    references, predictions = (a + b for a, b in zip(example_pairs(example), aclsum(), strict=True))
+    scores = rouge.scores(references, predictions)
+    theirs, answer = t5_rouge(references, predictions)
+    assert [(row[0], row[1], row[3]) for row in scores] == theirs
+    ours = rouge.intervals(scores)
+    for i, key in enumerate(rouge.TYPES):
+        if key in answer:
+            # Both medians are of 1000 draws: each scatters by 1.25 standard errors / sqrt(1000) around the same value.
+            scatter = 1.25 * np.std([row[i] for row in scores]) / math.sqrt(len(scores)) / math.sqrt(1000)
+            assert ours[key].median == pytest.approx(answer[key], abs=5 * math.sqrt(2) * scatter)
+            assert ours[key].median == pytest.approx(ours[key].mean, abs=5 * scatter)
+            assert ours[key].median != ours[key].mean
+
+
+def test_the_profile_hf_is_rouge_scores_own(example: Path) -> None:
+    references, predictions = (a + b for a, b in zip(example_pairs(example), aclsum(), strict=True))
+    plain = rouge.score_slowly(references, predictions)
+    expected = [tuple(100 * row[name].fmeasure for name in rouge.TYPES) for row in plain]
+    assert rouge.scores(references, predictions, "hf") == expected
 
 
 ODD = [
@@ -85,23 +138,29 @@ ODD = [
     "don't",
     "a . b . c\n\nd",
     "🙂 ok",
+    "\u2028generalisations flies dying skies",
+    "caresses ponies ties ' agreed 's a_b\ttab",
 ]
 
 
 def test_both_libraries_agree_on_odd_strings() -> None:
     pairs = [(reference, prediction) for reference in ODD for prediction in ODD]
-    assert_agree([reference for reference, _ in pairs], [prediction for _, prediction in pairs])
+    for stemmer in (False, True):
+        assert_agree([reference for reference, _ in pairs], [prediction for _, prediction in pairs], stemmer)
 
 
-@given(st.lists(st.tuples(st.text("ab .\nİé", max_size=30), st.text("ab .\nİé", max_size=30)), max_size=20))
-def test_both_libraries_agree(pairs: list[tuple[str, str]]) -> None:
-    assert_agree([reference for reference, _ in pairs], [prediction for _, prediction in pairs])
+WORDS = st.text("abeilnst .\nİé", max_size=30)
 
 
-def assert_agree(references: list[str], predictions: list[str]) -> None:
+@given(st.lists(st.tuples(WORDS, WORDS), max_size=20), st.booleans())
+def test_both_libraries_agree(pairs: list[tuple[str, str]], stemmer: bool) -> None:
+    assert_agree([reference for reference, _ in pairs], [prediction for _, prediction in pairs], stemmer)
+
+
+def assert_agree(references: list[str], predictions: list[str], stemmer: bool) -> None:
     """Bit for bit: == on floats."""
-    fast = rouge._score_batch(references, predictions)
-    slow = rouge.score_slowly(references, predictions)
+    fast = rouge.score_batch(references, predictions, stemmer)
+    slow = rouge.score_slowly(references, predictions, stemmer)
     assert [values(row) for row in fast] == [values(row) for row in slow]
 
 
@@ -112,6 +171,7 @@ def values(row: dict) -> dict[str, tuple[float, float, float]]:
 def test_without_the_fast_library_the_slow_one_scores(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "rouge_score_rs.rouge_scorer", None)
     assert rouge.scores(["a b c d"], ["a b"])[0][0] == pytest.approx(200 / 3)
+    assert rouge.scores(["drivers"], ["driver"], "stemmed")[0][0] == 100
 
 
 def test_without_either_library_the_error_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
