@@ -1,4 +1,4 @@
-"""ROUGE, in three profiles: as t5.evaluation.metrics.rouge computes it, as Hugging Face's `evaluate`, and with a stemmer.
+"""ROUGE in three profiles: as t5.evaluation.metrics.rouge, as Hugging Face's `evaluate`, and with a stemmer.
 
     (reference, prediction) ─ newline rule ─> F of rouge1, rouge2, rougeL, rougeLsum ─> mean x 100, bootstrap interval
 
@@ -25,7 +25,7 @@ Scores = tuple[float, ...]  # F x 100, one per TYPES
 
 @dataclass(frozen=True)
 class Profile:
-    """How a text is prepared. `sentences`: T5's newline rule, else only rougeLsum's own, a sentence per line as given."""
+    """How a text is prepared. `sentences`: T5's newline rule, else newlines are those of the text as given."""
 
     stemmer: bool
     sentences: bool

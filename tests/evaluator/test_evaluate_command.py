@@ -127,7 +127,7 @@ def test_results_have_the_fields_of_the_contract(tmp_path: Path, arguments: list
     assert done.stdout == (tmp_path / "out" / "results.json").read_text("utf-8")
     results = json.loads(done.stdout)
 
-    interval = {"mean", "low", "high"}
+    interval = {"mean", "low", "high", "median"}
     metrics = ("rouge1", "rouge2", "rougeL", "rougeLsum")
     assert set(results["rouge"]) == {*metrics, "profile", "failed_as_zero"}
     assert all(set(results["rouge"][name]) == interval for name in metrics)
@@ -279,7 +279,7 @@ def test_no_request_completed_is_still_a_result(tmp_path: Path, arguments: list,
     assert done.returncode == 4
     results = read(tmp_path / "out")[0]
     assert results["requests"] == {"completed": 0, "failed": 1, "truncated": 0, "retries": 0, "resent": 0}
-    assert results["rouge"]["rouge1"] == {"mean": None, "low": None, "high": None}
+    assert results["rouge"]["rouge1"] == {"mean": None, "low": None, "high": None, "median": None}
     assert results["rouge"]["failed_as_zero"]["rouge1"] == 0
     assert results["latency_s"]["p50"] is None
     assert "no request completed" in done.stdout

@@ -1,4 +1,4 @@
-"""Where data comes from: a bucket and a Hub on this machine, with the real clients, and what is said when it is not there."""
+"""Where data comes from: a bucket and a Hub on this machine, with the real clients; what is said when it is missing."""
 
 import hashlib
 import io
