@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from evaluator import sources
+from evaluator import readers, sources
 from evaluator.errors import DatasetError
 
 FAULTS_SHOWN = 10  # lines of one message; the rest is counted
@@ -82,16 +82,22 @@ def load(path: str, limit: int | None = None, *, shuffle: int | None = None, spl
             place_of[row.id] = place
             rows.append(row)
 
-    expected = f"\n  expected {source.format.expected}"
     if faults:
-        more = [f"and {len(faults) - FAULTS_SHOWN} more"] if len(faults) > FAULTS_SHOWN else []
-        count = f"{path}: {len(faults)} malformed {source.format.noun}{'s' * (len(faults) > 1)}"
-        raise DatasetError("\n  ".join([count, *faults[:FAULTS_SHOWN], *more]) + expected)
+        raise malformed(path, source.format, faults)
     if not rows:
         size = sum(len(content) for _, content in source.files)
-        raise DatasetError(f"{path}: expected at least one row, found none ({size} bytes){expected}")
+        raise DatasetError(
+            f"{path}: expected at least one row, found none ({size} bytes)\n  expected {source.format.expected}"
+        )
     chosen = tuple((rows if shuffle is None else shuffled(rows, shuffle))[:limit])
     return Dataset(source.name, chosen, digest.hexdigest(), rows_digest(chosen), len(rows))
+
+
+def malformed(path: str, form: readers.Format, faults: Sequence[str]) -> DatasetError:
+    """The error that names the first FAULTS_SHOWN faults of a file and counts the others."""
+    more = [f"and {len(faults) - FAULTS_SHOWN} more"] if len(faults) > FAULTS_SHOWN else []
+    count = f"{path}: {len(faults)} malformed {form.noun}{'s' * (len(faults) > 1)}"
+    return DatasetError("\n  ".join([count, *faults[:FAULTS_SHOWN], *more]) + f"\n  expected {form.expected}")
 
 
 def shuffled(rows: Sequence[Row], seed: int) -> list[Row]:
@@ -120,13 +126,14 @@ def _row(fields: Mapping[str, Any] | str) -> Row:
         identity = str(identity)
     document = fields.get("document", fields.get("dialogue"))
     texts: dict[str, Any] = {"id": identity, "document": document, "summary": fields.get("summary")}
-    problems = [_text_problem(name, text) for name, text in texts.items()]
+    problems = [text_problem(name, text) for name, text in texts.items()]
     if any(problems):
         raise ValueError(", ".join(filter(None, problems)))
     return Row(**texts)
 
 
-def _text_problem(name: str, text: object) -> str | None:
+def text_problem(name: str, text: object) -> str | None:
+    """What keeps a value from being the text `name`; None where nothing does."""
     if text is None:
         return f"{name} is missing"
     if isinstance(text, bytes):

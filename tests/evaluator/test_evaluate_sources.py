@@ -186,7 +186,7 @@ def test_addresses_that_are_none(path: str) -> None:
 
 @pytest.mark.parametrize(
     ("package", "path", "extra"),
-    [("huggingface_hub", "samsum", "hub"), ("google.cloud.storage", "gs://bucket/rows.jsonl", "gcs")],
+    [("huggingface_hub", "samsum", "hub"), ("google.cloud", "gs://bucket/rows.jsonl", "gcs")],
 )
 def test_without_a_client_the_message_names_the_extra(
     package: str, path: str, extra: str, monkeypatch: pytest.MonkeyPatch
