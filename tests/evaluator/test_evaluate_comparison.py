@@ -224,6 +224,14 @@ def test_tokens_decide_whether_answers_match_and_where_they_part() -> None:
     assert without.first_divergence == {"unit": "word", "rows": 3, "median": 2}  # of 2, 2 and 0
 
 
+def test_the_largest_differences_come_first_whichever_way_they_go() -> None:
+    rows = [(identity, "a b c d") for identity in ("won", "slightly", "lost")]
+    theirs = Baseline("b", {"won": "a x y z", "slightly": "a b c x", "lost": "a b c d"})
+    found = compare(rows, ["a b c d", "a b c y x", "a b c z"], theirs)
+    assert [row.id for row in found.most_diverging] == ["won", "lost", "slightly"]
+    assert [row.difference > 0 for row in found.most_diverging] == [True, False, False]
+
+
 def test_the_dictionary_of_results_json(rows: list[tuple[str, str]], answers: dict[str, str]) -> None:
     found = compare(rows, ["x", *(answers[id] for id, _ in rows[1:])], Baseline("b", answers), "stemmed", 0.5).to_dict()
     assert list(found) == [
