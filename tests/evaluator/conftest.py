@@ -1,6 +1,7 @@
 """A real Triton that serves the models of `models/` (each answered by echo.py), and the example's own files."""
 
 import shutil
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import pytest
 from model_repository.server import TritonServer
 
 HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE))  # `import servers`
 ROOT = HERE.parents[1]
 EXAMPLE = ROOT / "examples" / "ul2-tiny"
 
