@@ -4,7 +4,6 @@ import asyncio
 import json
 import socket
 import time
-from collections.abc import Awaitable, Callable
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -13,11 +12,11 @@ from typing import Any
 import pytest
 import servers
 from servers import MODEL, raw, tls
+from servers.asking import TEXT, TOKEN, TOKENS, ask, connected, without, words
 
-from evaluator.errors import EvaluateError, NotFoundError, OptionsError, TransientError, UsageError
+from evaluator.errors import EvaluateError, NotFoundError, OptionsError, TransientError
 from evaluator.protocols import http
 from evaluator.protocols.base import Answer, Connection, Endpoint, RequestError, ServedModel
-from evaluator.protocols.choose import MODULES, choose
 from evaluator.protocols.openai import OpenAI
 from evaluator.protocols.torchserve import prediction_of
 from evaluator.protocols.vllm import Vllm
@@ -26,41 +25,6 @@ from evaluator.tokenizers import Prompt
 PROTOCOLS = tuple(servers.PROTOCOLS)
 STREAMS = ("openai", "vllm", "tgi")
 REPEATS = ("vllm", "torchserve", "vertex")
-TEXT = "Größe: “two words”\n and more"
-TOKENS = 5
-TOKEN = {"Authorization": "Bearer s3cret"}
-
-
-def words(prompt: str) -> str:
-    """What the servers of these tests answer."""
-    return TEXT
-
-
-def connected(url: str, protocol: str, do: Callable[[Endpoint], Awaitable[Any]], **options: Any) -> Any:
-    """What `do` gives with an endpoint of this protocol."""
-    options = {"timeout_s": 10.0, "headers": TOKEN, "model": MODEL} | options
-    connection = Connection(endpoint=url, **options)
-
-    async def run() -> Any:
-        async with choose(protocol, url)(connection) as endpoint:
-            return await do(endpoint)
-
-    return asyncio.run(run())
-
-
-def ask(url: str, protocol: str, prompt: str = "the prompt", **options: Any) -> Answer:
-    async def one(endpoint: Endpoint) -> Answer:
-        return await endpoint.send(endpoint.serialize(Prompt(prompt, None, False), 24))
-
-    answer = connected(url, protocol, one, **options)
-    assert isinstance(answer, Answer)
-    return answer
-
-
-def without(prompt: str, text: str | None) -> str:
-    """As `evaluate` takes a repeated prompt off."""
-    assert text is not None
-    return text.removeprefix(prompt)
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
@@ -427,59 +391,6 @@ def test_silent_connections_are_probed() -> None:
         assert made.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE) == 7
     with servers.serve("openai", words) as server:
         assert ask(server.url, "openai", keepalive_s=7.4).text == TEXT
-
-
-# which protocol
-
-
-@pytest.mark.parametrize("protocol", PROTOCOLS)
-def test_a_url_is_asked_what_it_is(protocol: str) -> None:
-    with servers.serve(protocol, words) as server:
-        assert without("the prompt", ask(server.url, "auto").text) == TEXT
-
-
-def test_what_tells_nothing_is_refused_with_the_protocols_there_are() -> None:
-    with servers.serve("vllm", words, routes=()) as server, pytest.raises(OptionsError) as raised:
-        ask(server.url, "auto")
-    assert "/v2: HTTP 404, /info: HTTP 404" in str(raised.value)
-    assert "grpc http openai vllm tgi torchserve vertex" in str(raised.value)
-
-
-@pytest.mark.parametrize(
-    ("protocol", "ends"),
-    [
-        ("openai", ["/", "/v1", "/v1/", "/v1/completions"]),
-        ("vllm", ["/generate"]),
-        ("tgi", ["/generate", "/generate_stream"]),
-        ("torchserve", ["/predictions/demo", "/predictions"]),
-        ("vertex", [":predict"]),
-    ],
-)
-def test_a_url_may_be_the_base_or_the_whole_path(protocol: str, ends: list[str]) -> None:
-    with servers.serve(protocol, words) as server:
-        for end in ends:
-            assert without("the prompt", ask(server.url + end, protocol).text) == TEXT
-
-
-@pytest.mark.parametrize("protocol", [protocol for protocol in MODULES if protocol != "grpc"])
-@pytest.mark.parametrize(
-    "endpoint", ["host:8000", "ftp://host/", "http://", "http://h/?key=s3cret", "http://a:s3cret@h/"]
-)
-def test_what_is_no_url_is_wrong_usage(protocol: str, endpoint: str) -> None:
-    with pytest.raises(UsageError, match=r"--endpoint: expected .*found") as raised:
-        ask(endpoint, protocol)
-    assert "s3cret" not in str(raised.value)
-
-
-@pytest.mark.parametrize("endpoint", ["host", "http://host:8001", "host:0", "host:70000", "host:1/path", ":8001"])
-def test_what_is_no_host_and_port_is_wrong_usage(endpoint: str) -> None:
-    with pytest.raises(UsageError, match="expected HOST:PORT"):
-        choose("grpc", endpoint)
-
-
-@pytest.mark.parametrize("endpoint", ["host:8001", "10.0.0.1:8001", "[::1]:8001"])
-def test_host_and_port_is_grpc(endpoint: str) -> None:
-    assert choose("auto", endpoint).__module__.endswith("triton_grpc")
 
 
 def test_a_secret_is_in_no_representation() -> None:
