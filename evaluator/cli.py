@@ -41,15 +41,6 @@ def _version(context: click.Context, _: click.Parameter, asked: bool) -> None:
         context.exit()
 
 
-def _address(_: click.Context, __: click.Parameter, value: str) -> str:
-    if "://" in value:
-        return value
-    host, port = value.rpartition(":")[::2]
-    if not host or "/" in value or not port.isdecimal() or not 0 < int(port) < 65536:
-        raise click.BadParameter(f"expected HOST:PORT of a Triton server's gRPC port, or a URL, found {value!r}")
-    return value
-
-
 def _template(_: click.Context, __: click.Parameter, value: str) -> str:
     if "{document}" not in value:
         raise click.BadParameter(f"expected a text with {{document}} in it, found {value!r}")
@@ -121,9 +112,7 @@ def main() -> None:
 
 
 @main.command(name="run")
-@click.option(
-    "--endpoint", required=True, metavar="HOST:PORT|URL", callback=_address, help="Triton's gRPC port, or a URL."
-)
+@click.option("--endpoint", required=True, metavar="HOST:PORT|URL", help="Triton's gRPC port, or a URL.")
 @click.option(
     "--model", required=True, metavar="NAME", help="Model to evaluate; Triton's newest ready version is used."
 )
@@ -202,6 +191,7 @@ def main() -> None:
     callback=_limits,
     help="Limit for goodput: latency, ttft (time to first token), tpot (time per output token).",
 )
+@click.option("--split", default="test", metavar="NAME", help="Of a data set that has several.")
 @click.option("--limit", type=click.IntRange(min=1), help="Evaluate the first N rows only.  [default: all]")
 @click.option("--shuffle", type=int, metavar="SEED", help="Mix the rows before --limit.")
 @click.option(
@@ -269,6 +259,34 @@ def _run(options: dict[str, Any], as_json: bool, quiet: bool) -> None:
     else:
         report.print_summary(evaluation)
     evaluation.require_few_failures(asked.max_failed)
+    evaluation.require_quality()
+
+
+@main.command()
+@click.argument("a", metavar="A")
+@click.argument("b", metavar="B")
+@_common
+def compare(a: str, b: str, margin: float, as_json: bool, debug: bool) -> None:
+    """Whether the evaluation in folder B is as good as the one in folder A, and how their speeds compare.
+
+    \b
+    Exit codes: 0 PASS, 1 FAIL, 3 INCONCLUSIVE, 65 not the same rows, 66 no such
+    folder, 2 wrong usage.
+    """
+    _reporting(debug, lambda: _compare(a, b, margin, as_json))
+
+
+def _compare(a: str, b: str, margin: float, as_json: bool) -> None:
+    from evaluator import comparison, records, report, verdict
+    from evaluator.evaluate import judgement
+
+    found = comparison.compare_folders(a, b, margin).to_dict()
+    if as_json:
+        click.echo(records.to_json(found), nl=False)
+    else:
+        report.print_comparison(found)
+    if found["verdict"] != verdict.PASS:
+        raise judgement(found)
 
 
 def _options(
@@ -283,9 +301,12 @@ def _options(
     keepalive: float | None,
     **options: Any,
 ) -> Any:
+    from evaluator.credentials import headers_of
     from evaluator.options import Load, Options
     from evaluator.protocols.base import Connection
+    from evaluator.protocols.choose import choose
 
+    choose(options["protocol"], options["endpoint"])  # whether it can be at all
     if concurrency and rate:
         raise click.UsageError("--concurrency and --rate exclude each other: requests wait for answers, or they do not")
     loads = [Load("open", value) for value in rate or ()] or [Load("closed", value) for value in concurrency or (8,)]
@@ -297,7 +318,7 @@ def _options(
         parameters=options["parameters"],
         tls=tls,
         ca_certificate=ca_certificate,
-        headers={},
+        headers=headers_of(headers, token_file),
         authority=authority,
         keepalive_s=keepalive,
     )

@@ -121,7 +121,7 @@ def compare(
     Raises:
         DatasetError: the baseline lacks rows, or has other references for them.
     """
-    _require_rows(rows, baseline)
+    require_rows(rows, baseline)
     theirs = [baseline.predictions[identity] for identity, _ in rows]
     our_ids = output_ids or [None] * len(rows)
     our_scores, their_scores = _scores(rows, predictions, profile), _scores(rows, theirs, profile)
@@ -226,7 +226,8 @@ def _stated(run: Baseline, section: str, key: str) -> str:
     return value
 
 
-def _require_rows(rows: Sequence[tuple[str, str]], baseline: Baseline) -> None:
+def require_rows(rows: Sequence[tuple[str, str]], baseline: Baseline) -> None:
+    """Raise DatasetError unless the baseline has an answer, if only null, to each (id, reference), and no other one."""
     lacking = [identity for identity, _ in rows if identity not in baseline.predictions]
     if lacking:
         raise DatasetError(

@@ -16,6 +16,16 @@ class UsageError(EvaluateError):
     exit_code = 2
 
 
+class RegressedError(EvaluateError):
+    """FAIL: the answers are worse than the baseline's by more than the margin. The results are written all the same."""
+
+
+class InconclusiveError(EvaluateError):
+    """Too few rows to tell whether the answers are as good as the baseline's. The results are written all the same."""
+
+    exit_code = 3
+
+
 class TooManyFailuresError(EvaluateError):
     """More failed requests than --max-failed. The results are written all the same."""
 

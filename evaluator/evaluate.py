@@ -6,7 +6,7 @@ Options ─> data set, tokenizer, output folder ─> preflight ─> measure ─>
 import asyncio
 import platform
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from functools import partial
@@ -14,12 +14,21 @@ from pathlib import Path
 from typing import Any
 
 import evaluator
-from evaluator import datasets, figures, measure, records, rouge, tokenizers
-from evaluator.errors import TooManyFailuresError, TransientError, UsageError
+from evaluator import baselines, comparison, datasets, figures, measure, records, rouge, tokenizers, verdict
+from evaluator.comparison import Comparison
+from evaluator.errors import (
+    EvaluateError,
+    InconclusiveError,
+    RegressedError,
+    TooManyFailuresError,
+    TransientError,
+    UsageError,
+)
+from evaluator.explain import explain
 from evaluator.measure import Plan, ProgressBar, Run
 from evaluator.options import Options
-from evaluator.protocols import triton_grpc
 from evaluator.protocols.base import ServedModel
+from evaluator.protocols.choose import choose
 
 ERRORS_SHOWN = 3  # distinct ones, in the message of a run with too many
 
@@ -38,7 +47,7 @@ class Evaluation:
         if failed <= max_failed:
             return
         errors = records.failures(self.samples)
-        shown = [f"{count} x {error}" for error, count in errors[:ERRORS_SHOWN]]
+        shown = [line for error, count in errors[:ERRORS_SHOWN] for line in told(error, count)]
         more = [f"and {len(errors) - ERRORS_SHOWN} other errors"] if len(errors) > ERRORS_SHOWN else []
         raise TooManyFailuresError(
             "\n  ".join(
@@ -51,6 +60,43 @@ class Evaluation:
             )
         )
 
+    def require_quality(self) -> None:
+        """Raise RegressedError, or InconclusiveError, when there is a baseline and the verdict is not PASS."""
+        found = self.results.get("comparison")
+        if found and found["verdict"] != verdict.PASS:
+            raise judgement(found)
+
+
+def judgement(found: Mapping[str, Any]) -> EvaluateError:
+    """The error of a comparison that is not PASS."""
+    margin, metrics = found["margin"], found["metrics"]
+    lines = [
+        f"{name}: {metrics[name]['difference']:+.3f} ({metrics[name]['low']:+.3f} to {metrics[name]['high']:+.3f})"
+        + (f", about {metrics[name]['rows_needed']} rows would tell" if metrics[name]["rows_needed"] else "")
+        for name in comparison.JUDGED
+        if metrics[name]["difference"] is not None
+    ]
+    if found["verdict"] == verdict.FAIL:
+        return RegressedError(
+            "\n  ".join([f"FAIL: worse than {found['baseline']} by more than {margin:g} points of ROUGE", *lines])
+        )
+    return InconclusiveError(
+        "\n  ".join(
+            [
+                f"INCONCLUSIVE: {found['rows']} rows do not tell whether {margin:g} points were lost",
+                *lines,
+                *list(found["notes"]),
+            ]
+        )
+    )
+
+
+def told(error: str, count: int) -> list[str]:
+    """An error of samples.jsonl, how often it was, and what to do."""
+    status, _, message = error.partition(": ")
+    mend = explain(status, message)
+    return [f"{count} x {error}", *([f"  mend: {mend}"] if mend else [])]
+
 
 def evaluate(options: Options, progress_bar: ProgressBar) -> Evaluation:
     """Run to the end and write samples.jsonl and results.json.
@@ -61,17 +107,20 @@ def evaluate(options: Options, progress_bar: ProgressBar) -> Evaluation:
     started_at = datetime.now(timezone.utc)
     folder = _folder(options, started_at)
     records.check_folder(folder, options.resume)
-    dataset = datasets.load(options.dataset, options.limit)
+    dataset = datasets.load(options.dataset, options.limit, shuffle=options.shuffle, split=options.split)
+    baseline = baselines.load_baseline(options.baseline) if options.baseline else None
+    if baseline:
+        comparison.require_rows(_references(dataset), baseline)
     tokenizer = tokenizers.load(options.tokenizer) if options.tokenizer else None
     try:
         model, started_at, runs = asyncio.run(_ask(options, folder, dataset, tokenizer, started_at, progress_bar))
         samples = runs[0].samples
         results = {
-            "rouge": _rouge(samples),
+            "rouge": _rouge(samples, options.profile),
             **_figures(runs[0], options),
             "sweep": [_of_sweep(run, runs[0], options) for run in runs],
             "model": asdict(model),
-            "dataset": {"name": dataset.name, "rows": len(dataset.rows), "sha256": dataset.sha256},
+            "dataset": _dataset(dataset),
             "tokenizer": _described(tokenizer),
             "options": options.recorded() | {"output": str(folder)},
             "formulas": figures.FORMULAS,
@@ -80,6 +129,8 @@ def evaluate(options: Options, progress_bar: ProgressBar) -> Evaluation:
             "started_at": started_at.isoformat(timespec="seconds"),
             "wall_s": sum(run.wall_s for run in runs),
         }
+        if baseline:
+            results["comparison"] = _compared(samples, baseline, options).to_dict()
         records.write_results(folder / records.RESULTS, results)
     except KeyboardInterrupt as interruption:
         raise KeyboardInterrupt(
@@ -101,13 +152,13 @@ async def _ask(
     """Gives the model that answered, when the run began (a resumed one: at first), and what came."""
     special = {"end_id": tokenizer.end_id, "pad_id": tokenizer.pad_id} if tokenizer else {}
     connection = options.connection.with_special(special)
-    async with triton_grpc.connect(connection) as endpoint:
+    async with choose(options.protocol, options.endpoint)(connection) as endpoint:
         plan = partial(Plan, options, dataset.rows, tokenizer, folder)
         requests = measure.prepare(plan(started_at), endpoint)
         run = {
             "started_at": started_at.isoformat(),
             "model": asdict(endpoint.model),
-            "rows_sha256": dataset.sha256,
+            "rows_sha256": dataset.rows_sha256,
             "tokenizer": _described(tokenizer),
             **options.of_the_answers(),
         }
@@ -155,9 +206,34 @@ def _of_sweep(run: Run, first: Run, options: Options) -> dict[str, Any]:
     }
 
 
-def _rouge(samples: Sequence[records.Sample]) -> dict[str, Any]:
+def _dataset(dataset: datasets.Dataset) -> dict[str, Any]:
+    return {
+        "name": dataset.name,
+        "rows": len(dataset.rows),
+        "sha256": dataset.sha256,
+        "rows_sha256": dataset.rows_sha256,
+        "total": dataset.total,
+    }
+
+
+def _references(dataset: datasets.Dataset) -> list[tuple[str, str]]:
+    return [(row.id, row.summary) for row in dataset.rows]
+
+
+def _compared(samples: Sequence[records.Sample], baseline: baselines.Baseline, options: Options) -> Comparison:
+    return comparison.compare(
+        [(sample.id, sample.reference) for sample in samples],
+        [sample.prediction for sample in samples],
+        baseline,
+        options.profile,
+        options.margin,
+        [sample.output_ids for sample in samples],
+    )
+
+
+def _rouge(samples: Sequence[records.Sample], profile: str) -> dict[str, Any]:
     """ROUGE of the completed rows; `failed_as_zero` is the mean over all rows, where a failed one scores nothing."""
     completed = [(sample.reference, sample.prediction) for sample in samples if sample.prediction is not None]
-    scores = rouge.scores([reference for reference, _ in completed], [prediction for _, prediction in completed])
+    scores = rouge.scores([one for one, _ in completed], [other for _, other in completed], profile)
     intervals = {name: asdict(interval) for name, interval in rouge.intervals(scores).items()}
-    return intervals | {"profile": rouge.PROFILE, "failed_as_zero": rouge.means_of(scores, len(samples))}
+    return intervals | {"profile": profile, "failed_as_zero": rouge.means_of(scores, len(samples))}

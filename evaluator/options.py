@@ -39,6 +39,7 @@ class Options:
     dataset: str
     limit: int | None
     shuffle: int | None
+    split: str
     tokenizer: str | None
     prompt: str
     max_input_tokens: int

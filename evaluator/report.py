@@ -110,3 +110,8 @@ def _throughput(results: dict[str, Any], load: str) -> str:
     tokens = rates["output_tokens_per_s"]
     counted = "" if tokens is None else f", {tokens:.0f} output tokens/s"
     return f"{rates['requests_per_s']:.1f} requests/s{counted} at {load}, {results['wall_s']:.1f} s in all"
+
+
+def print_comparison(found: dict[str, Any]) -> None:
+    """The verdict of `evaluate compare`, on stdout."""
+    print(found["verdict"])

@@ -13,7 +13,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from evaluator.errors import EvaluateError, NotFoundError, OptionsError, TransientError, missing_package
+from evaluator.explain import explain
 from evaluator.protocols.base import Answer, Connection, RequestError, ServedModel
+from evaluator.protocols.channel import grpc_channel
 from evaluator.protocols.triton_models import (
     Signature,
     answer_of,
@@ -27,6 +29,7 @@ from evaluator.protocols.triton_models import (
 from evaluator.tokenizers import Prompt
 
 PREFLIGHT_TIMEOUT_S = 10.0  # a live server answers in milliseconds; only a host that drops packets takes this long
+REFUSALS = ("UNAUTHENTICATED", "PERMISSION_DENIED", "UNIMPLEMENTED")  # of the options; anything else may pass
 SERVICE = "/inference.GRPCInferenceService/"
 
 
@@ -79,7 +82,13 @@ class TritonGrpc:
     """The Endpoint of one checked model."""
 
     def __init__(
-        self, channel: Any, model: ServedModel, parts: list[str], signature: Signature, connection: Connection
+        self,
+        channel: Any,
+        metadata: tuple[tuple[str, str], ...],
+        model: ServedModel,
+        parts: list[str],
+        signature: Signature,
+        connection: Connection,
     ) -> None:
         self.model = model
         self._channel = channel
@@ -89,7 +98,7 @@ class TritonGrpc:
         self.repeats = signature.repeats
         self._signature = signature
         self._connection = connection
-        self._metadata = tuple(connection.headers.items()) or None
+        self._metadata = metadata or None
         # Bytes both ways: what cannot be parsed grpc.aio would log, and hand on as None.
         self._unary = channel.unary_unary(SERVICE + "ModelInfer")
         self._stream = channel.stream_stream(SERVICE + "ModelStreamInfer")
@@ -182,11 +191,12 @@ async def connect(connection: Connection) -> AsyncIterator[TritonGrpc]:
         raise missing_package("tritonclient[grpc]", "Triton's gRPC protocol") from error
 
     address, model = connection.endpoint, connection.model
-    async with grpc.aio.insecure_channel(address) as channel:
+    opened, headers = grpc_channel(connection)
+    async with opened as channel:
         server = service_pb2_grpc.GRPCInferenceServiceStub(channel)
         call = {
             "timeout": min(connection.timeout_s, PREFLIGHT_TIMEOUT_S),
-            "metadata": tuple(connection.headers.items()),
+            "metadata": headers or None,
         }
         try:
             # Live, not ready: a server is "not ready" as a whole when any other of its models failed to load.
@@ -218,7 +228,7 @@ async def connect(connection: Connection) -> AsyncIterator[TritonGrpc]:
                 f"--tokenizer: expected a tokenizer with {' and '.join(missing)}, which {model} has to be sent, "
                 "found none"
             )
-        yield TritonGrpc(channel, ServedModel(model, version, digest), called, known, connection)
+        yield TritonGrpc(channel, headers, ServedModel(model, version, digest), called, known, connection)
 
 
 def parts(config: Any) -> list[str]:
@@ -254,9 +264,14 @@ def not_ready(index: Any, address: str, model: str) -> EvaluateError:
     )
 
 
-def _unreachable(address: str, error: Any) -> TransientError:
-    return TransientError(
-        f"--endpoint: expected a Triton server's gRPC port at {address}, found {error.code().name}: {error.details()}\n"
-        "  mend: check that the server runs, that this is its gRPC port (usually 8001; 8000 is HTTP, 8002 metrics) and "
-        "that no http_proxy stands between (no_proxy excludes hosts)"
+def _unreachable(address: str, error: Any) -> EvaluateError:
+    """What a failed preflight says: a refusal is none that a retry mends."""
+    status, said = error.code().name, error.details() or "(no message)"
+    mend = explain(status, said) or (
+        "check that the server runs, that this is its gRPC port (usually 8001; 8000 is HTTP, 8002 metrics) and that no "
+        "http_proxy stands between (no_proxy excludes hosts)"
+    )
+    kind = OptionsError if status in REFUSALS else TransientError
+    return kind(
+        f"--endpoint: expected a Triton server's gRPC port at {address}, found {status}: {said}\n  mend: {mend}"
     )

@@ -138,7 +138,10 @@ def test_results_have_the_fields_of_the_contract(tmp_path: Path, arguments: list
     assert set(results["throughput"]) == {"requests_per_s", "output_tokens_per_s"}
     assert results["model"] == {"name": "echo", "version": "1", "manifest_sha256": "ab" * 32}
     checksum = subprocess.run(["sha256sum", dataset], capture_output=True, text=True, check=True).stdout.split()[0]
-    assert results["dataset"] == {"name": "rows.jsonl", "rows": 6, "sha256": checksum}
+    digest = results["dataset"].pop("rows_sha256")
+    assert results["dataset"] == {"name": "rows.jsonl", "rows": 6, "sha256": checksum, "total": 6}
+    assert (len(digest), digest != checksum) == (64, True)
+    assert set(results["tokenizer"]) == {"name", "sha256"}
     assert results["options"]["max_input_tokens"] == 16
     assert results["options"]["loads"] == ["concurrency 8"]
     assert {"tool_version", "started_at", "wall_s"} < set(results)
@@ -228,6 +231,47 @@ def test_prompt_is_what_the_model_is_given(tmp_path: Path, arguments: list, exam
 
     tokenizer = tokenizers.load(str(example / "spiece.model"))
     assert read(tmp_path / "out")[1][0]["output_ids"] == tokenizer.encode("a small tool? {x}")[::-1]
+
+
+def test_a_baseline_gives_a_verdict_and_its_exit_code(tmp_path: Path, arguments: list, example: Path) -> None:
+    rows = ["--dataset", example / "test.jsonl", "--max-input-tokens", 64, "--model", "unbatched"]
+    assert run(tmp_path, *arguments, *rows).returncode == 0
+    again = run(tmp_path, *arguments, *rows, "--output", "again", "--baseline", "out")
+    assert (again.returncode, again.stderr) == (0, "")
+    found = read(tmp_path / "again")[0]["comparison"]
+    assert (found["verdict"], found["rows"], found["exact_match"]) == ("PASS", 500, 1)
+
+    trained = ["--baseline", example / "predictions.jsonl"]
+    worse = run(tmp_path, *arguments, *rows, *trained, "--output", "worse")
+    assert worse.returncode == 1
+    assert worse.stderr.startswith(
+        f"evaluate: FAIL: worse than {example / 'predictions.jsonl'} by more than 0.2 points"
+    )
+    assert read(tmp_path / "worse")[0]["comparison"]["verdict"] == "FAIL"
+    few = run(tmp_path, *arguments, *rows, *trained, "--output", "few", "--limit", 20)
+    assert few.returncode == 3
+    assert few.stderr.startswith("evaluate: INCONCLUSIVE: 20 rows do not tell")
+    wide = run(tmp_path, *arguments, *rows, *trained, "--output", "wide", "--margin", 99)
+    assert wide.returncode == 0
+    other = run(tmp_path, *arguments, *trained, "--output", "other")
+    assert (other.returncode, "found none to 6 of them: 'row0'" in other.stderr) == (65, True)
+    assert not (tmp_path / "other").exists()  # before anything was sent
+    lost = run(tmp_path, *arguments, "--baseline", "out", "--max-failed", 0, "--output", "lost")
+    assert lost.returncode == 65
+
+    for a, b, code in (("out", "again", 0), ("worse", "again", 0), ("few", "out", 65), ("out", "nowhere", 66)):
+        done = run(tmp_path, "compare", a, b, "--json")
+        assert done.returncode == code, done.stderr
+        assert code or json.loads(done.stdout)["speed"]["latency_s"]["p50"]["ratio"] > 0
+
+
+def test_too_many_failures_count_more_than_a_verdict(tmp_path: Path, arguments: list) -> None:
+    """Of 4, 1 and 3 the first that holds is the exit code."""
+    assert run(tmp_path, *arguments, "--max-failed", 2).returncode == 0
+    done = run(tmp_path, *arguments, "--baseline", "out", "--output", "again")
+    assert done.returncode == 4
+    assert read(tmp_path / "again")[0]["comparison"]["verdict"] == "INCONCLUSIVE"
+    assert run(tmp_path, *arguments, "--baseline", "out", "--output", "third", "--max-failed", 2).returncode == 3
 
 
 @pytest.mark.parametrize("quiet", [False, True])
