@@ -22,6 +22,7 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
+from urllib.request import getproxies, proxy_bypass
 
 from evaluator.errors import EvaluateError, NotFoundError, OptionsError, TransientError, UsageError, missing_package
 from evaluator.explain import explain
@@ -97,9 +98,18 @@ async def opened(connection: Connection) -> AsyncIterator["Http"]:
         connector=connector,
         headers=headers,
         cookie_jar=aiohttp.DummyCookieJar(),
-        trust_env=True,  # https_proxy and no_proxy, as gRPC and curl
+        proxy=_proxy(connection.endpoint),
     ) as session:
         yield Http(session, connection)
+
+
+def _proxy(url: str) -> str | None:
+    """What https_proxy, http_proxy and no_proxy say for this URL, as of gRPC and curl.
+
+    aiohttp's `trust_env` would do it for every request, with a thread that looks for a .netrc: four times the CPU.
+    """
+    parts = urlsplit(url)
+    return None if proxy_bypass(parts.netloc) else getproxies().get(parts.scheme)
 
 
 def _trust(ca_certificate: str | None) -> Any:
