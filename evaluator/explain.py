@@ -101,7 +101,7 @@ ROWS = (
     ),
     Row(
         "UNKNOWN|HTTP 405",
-        "405",
+        r"(?<![:\d])405\b",
         "what answers there takes no such call: check the path of --endpoint, --authority and --protocol",
     ),
     Row(
@@ -129,7 +129,7 @@ ROWS = (
     # load and size
     Row(
         "RESOURCE_EXHAUSTED|UNKNOWN|HTTP 413",
-        "larger than max|413",
+        r"larger than max|(?<![:\d])413\b",
         "the request is larger than the server or a proxy takes: raise that limit, or lower --max-input-tokens",
     ),
     Row(
@@ -139,7 +139,7 @@ ROWS = (
     ),
     Row(
         "UNAVAILABLE",
-        "429",
+        r"(?<![:\d])429\b",
         "the server or a rate limit of the mesh asks for fewer requests: lower --concurrency or --rate",
     ),
     Row("HTTP 411", ANY, "a proxy wants the length of a request, which another one takes away: look at the proxies"),
@@ -182,7 +182,7 @@ ROWS = (
     ),
     Row(
         "UNAVAILABLE",
-        "50[234]",
+        r"(?<![:\d])50[234]\b",
         "a proxy cannot reach the server, or not in time: kubectl get pods, and the time limit of the route",
     ),
     Row(

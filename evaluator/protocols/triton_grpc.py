@@ -267,11 +267,12 @@ def not_ready(index: Any, address: str, model: str) -> EvaluateError:
 def _unreachable(address: str, error: Any) -> EvaluateError:
     """What a failed preflight says: a refusal is none that a retry mends."""
     status, said = error.code().name, error.details() or "(no message)"
-    mend = explain(status, said) or (
-        "check that the server runs, that this is its gRPC port (usually 8001; 8000 is HTTP, 8002 metrics) and that no "
-        "http_proxy stands between (no_proxy excludes hosts)"
-    )
+    mends = [explain(status, said)]
+    if status == "UNAVAILABLE":
+        mends.append(
+            "check that the server runs, that this is its gRPC port (usually 8001; 8000 is HTTP, 8002 metrics) and "
+            "that no http_proxy stands between (no_proxy excludes hosts)"
+        )
+    found = f"--endpoint: expected a Triton server's gRPC port at {address}, found {status}: {said}"
     kind = OptionsError if status in REFUSALS else TransientError
-    return kind(
-        f"--endpoint: expected a Triton server's gRPC port at {address}, found {status}: {said}\n  mend: {mend}"
-    )
+    return kind("\n  mend: ".join([found, *filter(None, mends)]))

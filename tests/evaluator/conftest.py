@@ -11,7 +11,7 @@ import pytest
 from model_repository.server import TritonServer
 
 HERE = Path(__file__).parent
-sys.path.insert(0, str(HERE))  # `import servers`
+sys.path.append(str(HERE))  # `import servers`; behind, because `conftest` is the one above
 ROOT = HERE.parents[1]
 EXAMPLE = ROOT / "examples" / "ul2-tiny"
 

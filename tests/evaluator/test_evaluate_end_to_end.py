@@ -16,6 +16,7 @@ ROUGE = {"rouge1": 37.774, "rouge2": 20.305, "rougeL": 35.309, "rougeLsum": 35.3
 def test_each_protocol_gives_the_demo_models_figures(tmp_path: Path, example: Path, protocol: str) -> None:
     asked: dict[str, Any] = {"model": MODEL, "dataset": example / "test.jsonl", "tokenizer": example / "spiece.model"}
     asked |= {"max_input_tokens": 64, "baseline": example / "predictions.jsonl", "protocol": protocol}
+    asked |= {"header": "Authorization: Bearer t"} if protocol == "vertex" else {}
     with serve(protocol, demo_answers()) as server:
         results, samples = evaluated(tmp_path / "out", endpoint=server.url, **asked)
         assert len(server.requests) == 500 + 8  # those of the warm-up count nowhere

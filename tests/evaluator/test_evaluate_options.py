@@ -108,7 +108,7 @@ def test_version() -> None:
 
 
 def test_what_nobody_foresaw_is_one_message_and_a_traceback_only_for_debug(monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(*_: object) -> None:
+    def broken(*_: object, **__: object) -> None:
         raise ZeroDivisionError("by nothing")
 
     monkeypatch.setattr("evaluator.datasets.load", broken)
