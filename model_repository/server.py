@@ -134,6 +134,7 @@ class TritonServer:
         )
         try:
             self._folder = Path(tempfile.mkdtemp(prefix=f"{self._name}-"))
+            self._watcher = watcher.watch(self._name, self._folder)
             _lay_out(self._folder / "backends", runtime)
             with self._log.open("wb") as output:
                 self._process = subprocess.Popen(
@@ -145,7 +146,8 @@ class TritonServer:
                     cwd=self._folder,  # stands first on the stubs' sys.path: nothing there shadows a module
                     start_new_session=True,  # its own process group; Ctrl-C in a terminal reaches only us
                 )
-            self._watcher = watcher.watch(self._process.pid, self._name, self._folder)
+            assert self._watcher.stdin is not None
+            self._watcher.stdin.write(str(self._process.pid).encode())
             self._wait_until_ready(self._process)
         except BaseException:
             self.stop()

@@ -28,11 +28,11 @@ KILLED_SECONDS = 5.0  # how long killed processes may take to go
 SHARED_MEMORY = Path("/dev/shm")
 
 
-def watch(group: int, name: str, folder: Path) -> subprocess.Popen[bytes]:
+def watch(name: str, folder: Path) -> subprocess.Popen[bytes]:
     """Start a process that calls `end` with these as soon as this one is dead. Whoever has called `end` kills it.
 
-    It is in a session of its own, and its command line names nothing of the server's: what ends the others by terminal
-    or by name spares it.
+    It is there before the server is: write the server's group to its stdin then. It is in a session of its own, and its
+    command line names nothing of the server's: what ends the others by terminal or by name spares it.
     """
     command = [sys.executable, "-I", "-S", __file__]
     quiet = subprocess.DEVNULL
@@ -40,7 +40,7 @@ def watch(group: int, name: str, folder: Path) -> subprocess.Popen[bytes]:
         command, bufsize=0, stdin=subprocess.PIPE, stdout=quiet, stderr=quiet, cwd="/", start_new_session=True
     )
     assert process.stdin is not None
-    process.stdin.write(json.dumps([group, name, str(folder)]).encode() + b"\n")  # and it stays open
+    process.stdin.write(json.dumps([name, str(folder)]).encode() + b"\n")  # and it stays open
     return process
 
 
@@ -48,10 +48,11 @@ def end(group: int, name: str, folder: Path, bury: Callable[[], object] = lambda
     """Kill the processes of a group, remove shared memory of the server `name` and its folder.
 
     Args:
+        group: 0 where no server was started.
         bury: called while they go: waits for children of this process, which are zombies until then.
     """
     deadline = time.monotonic() + KILLED_SECONDS
-    while (members := processes(group)) and time.monotonic() < deadline:
+    while group and (members := processes(group)) and time.monotonic() < deadline:
         if any(state != "Z" for state, _ in members.values()):
             with suppress(ProcessLookupError):
                 os.killpg(group, signal.SIGKILL)
@@ -60,6 +61,15 @@ def end(group: int, name: str, folder: Path, bury: Callable[[], object] = lambda
     for region in SHARED_MEMORY.glob(f"{name}*"):
         region.unlink(missing_ok=True)
     shutil.rmtree(folder, ignore_errors=True)
+
+
+def group_of(name: str) -> int:
+    """The group that the tritonserver `name` leads; 0 when there is none."""
+    for cmdline in Path("/proc").glob("[0-9]*/cmdline"):
+        with suppress(OSError):  # gone meanwhile
+            if f"--id={name}".encode() in cmdline.read_bytes().split(b"\0"):
+                return int(cmdline.parent.name)
+    return 0
 
 
 def processes(group: int) -> dict[int, tuple[str, int]]:
@@ -77,6 +87,6 @@ def processes(group: int) -> dict[int, tuple[str, int]]:
 
 
 if __name__ == "__main__":
-    group, name, folder = json.loads(sys.stdin.readline())
-    sys.stdin.read()  # until the other end is closed
-    end(group, name, Path(folder))
+    name, folder = json.loads(sys.stdin.readline())
+    told = sys.stdin.read()  # until the other end is closed
+    end(int(told or group_of(name)), name, Path(folder))  # untold: killed while it started the server

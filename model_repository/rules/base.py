@@ -13,7 +13,7 @@ from functools import cached_property
 
 from tritonclient.grpc.model_config_pb2 import DataType, ModelConfig, ModelInstanceGroup
 
-from converter.manifest import CONFIG_PBTXT, PARTS
+from converter.manifest import CONFIG_PBTXT, MANIFEST, PARTS
 from converter.storage import LocalStorage, Storage
 from model_repository.rules.places import line_of
 
@@ -96,7 +96,7 @@ class Model:
     @cached_property
     def complete(self) -> list[int]:
         """Those of `served` that have files and no conversion under way."""
-        return [version for version in self.served if self.below(version) and not self.journal(version)]
+        return [version for version in self.served if self.below(version) and not self.unfinished(version)]
 
     def below(self, version: int, folder: str = "") -> dict[str, int]:
         """Files of a version, or of a folder in it: name -> bytes."""
@@ -106,6 +106,10 @@ class Model:
     def journal(self, version: int) -> str:
         """A file that says that a version is being written; empty when none is."""
         return next((name for name in sorted(self.files) if name.startswith(f"{version}/{PARTS}/")), "")
+
+    def unfinished(self, version: int) -> bool:
+        """Whether files of a version may be missing: manifest.json comes after them, and before the journal goes."""
+        return bool(self.journal(version)) and f"{version}/{MANIFEST}" not in self.files
 
     def kinds(self) -> list[str]:
         """KIND_... of every instance group."""

@@ -174,7 +174,7 @@ def conversions_are_finished(model: Model, models: Models) -> Iterator[Finding]:
     """What `.parts/` says is under way, or was killed."""
     for version in model.versions:
         if journal := model.journal(version):
-            severity = ERROR if version in model.served else WARNING
+            severity = ERROR if version in model.served and model.unfinished(version) else WARNING
             yield unfinished(model.name, journal, severity)
 
 

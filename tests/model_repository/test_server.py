@@ -191,6 +191,24 @@ except FtconvertError as error:
     code = error.exit_code
 sys.exit(code)
 """
+# Dies where a signal from outside hardly hits: while files are copied, and before the watcher knows the server's group.
+DIES = {
+    "laying-out": "server._lay_out = lambda folder, runtime: os.kill(os.getpid(), 9)",
+    "starting": """
+watch = server.watcher.watch
+class Pipe:
+    def write(self, group):
+        print("group", group.decode(), flush=True)
+        while len(server.watcher.processes(int(group))) < 2:  # a stub runs
+            pass
+        os.kill(os.getpid(), 9)
+def watching(*arguments):
+    process = watch(*arguments)
+    process.pipe, process.stdin = process.stdin, Pipe()
+    return process
+server.watcher.watch = watching
+""",
+}
 SLOW = "import time\nclass TritonPythonModel:\n def initialize(self, args): time.sleep(60)"
 
 
@@ -224,7 +242,7 @@ def test_serve_ends_as_asked_and_leaves_nothing(
             assert process.poll() is None
         children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
         wait_for(lambda: len(children.read_text().split()) == 2)
-        group = int(children.read_text().split()[0])  # the second one watches
+        group = int(children.read_text().split()[1])  # the first one watches
         try:
             wait_for(lambda: len(watcher.processes(group)) >= 2)  # a stub runs
             name = next(Path(os.environ["TMPDIR"]).iterdir()).name.rpartition("-")[0]
@@ -240,6 +258,17 @@ def test_serve_ends_as_asked_and_leaves_nothing(
     patience = 20 if number == signal.SIGKILL else 0  # then it is the watcher that tidies up
     left = [lambda: watcher.processes(group), lambda: shared_memory(name), lambda: os.listdir(os.environ["TMPDIR"])]
     wait_for(lambda: not any(look() for look in left), patience)
+
+
+@pytest.mark.parametrize("how", DIES)
+def test_serve_killed_before_the_server_runs_leaves_nothing(tmp_path: Path, how: str) -> None:
+    repository = model(tmp_path / "repository", "double", SLOW)
+    program = f"import os\nfrom model_repository import server\n{DIES[how]}\n{SERVE}"
+    command = [sys.executable, "-c", program, str(repository)]
+    killed = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    group = int(killed.stdout.split()[-1]) if how == "starting" else 0
+    wait_for(lambda: not os.listdir(os.environ["TMPDIR"]) and not (group and watcher.processes(group)), 20)
 
 
 @pytest.mark.parametrize("service", ["grpc_port", "http_port", "metrics_port"])

@@ -101,6 +101,8 @@ FAULTS: dict[str, tuple[Callable[[Storage], object], str, str, str]] = {  # of 1
         *("warning", "configs/2.pbtxt", "the same as in config.pbtxt, which serves version 2"),
     ),
     "nothing-to-go-back-to": (removed(f"1/{BIN}"), "error", f"1/{BIN}", "bytes"),
+    # killed when it was served already: all of it is there
+    "flip-under-way": (written("2/.parts/0-of-1.jsonl", b"{}\n"), "warning", "2/.parts/0-of-1.jsonl", "finished"),
     "upload-under-way": (written("3/.parts/0-of-1.jsonl", b"{}\n"), "warning", "3/.parts/0-of-1.jsonl", "finished"),
 }
 
