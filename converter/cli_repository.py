@@ -157,7 +157,8 @@ def validate(repository: str, as_json: bool) -> None:
 
     findings = validate(repository)
     errors = sum(finding.severity == "error" for finding in findings)
-    counted = f"{repository}: {errors} errors, {len(findings) - errors} warnings"
+    counts = (("error", errors), ("warning", len(findings) - errors))
+    counted = f"{repository}: " + ", ".join(f"{count} {what}{'s' * (count != 1)}" for what, count in counts)
     if as_json:
         click.echo(json.dumps([vars(finding) for finding in findings], indent=2))
     if errors:

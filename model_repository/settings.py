@@ -15,6 +15,8 @@ from tritonclient.grpc.model_config_pb2 import ModelConfig
 from converter.errors import OptionsError, UsageError
 
 KEY = re.compile(r"[A-Za-z_][A-Za-z0-9_.]*")
+SURROGATE = re.compile("[\\ud800-\\udfff]")  # bytes of a command line that are no UTF-8; or such an escape in JSON
+LARGEST = 2**31 - 1  # of an int32, as the numbers of config.pbtxt are
 MOST_TOKENS = 64  # how many tokens an answer has at most where a request does not say
 
 
@@ -28,7 +30,10 @@ class Setting:
 
 def whole(least: int) -> Setting:
     """A whole number from `least` on."""
-    return Setting(lambda value: type(value) is int and value >= least, f"a whole number, at least {least}")
+    return Setting(
+        lambda value: type(value) is int and least <= value <= LARGEST,
+        f"a whole number, at least {least} and at most {LARGEST}",
+    )
 
 
 def one_of(*values: object) -> Setting:
@@ -47,7 +52,7 @@ SWITCH = one_of(True, False)
 SCALAR = Setting(lambda value: isinstance(value, str | int | float), "a text, a number, true or false")
 ANY = Setting(lambda value: True, "anything")
 SIZES = Setting(
-    lambda value: isinstance(value, list) and bool(value) and all(type(one) is int and one > 0 for one in value),
+    lambda value: isinstance(value, list) and bool(value) and all(map(whole(1).holds, value)),
     "a list of whole numbers, such as [4,8]",
 )
 # Fields of config.pbtxt, by Triton's own names.
@@ -88,7 +93,9 @@ def read(settings: Sequence[str], known: Mapping[str, Setting], any_key: bool = 
             problems.append(f"--set {key}: no such setting; known are {', '.join(sorted(known))}")
         else:
             values[key] = _parsed(text)
-            if key in known and not known[key].holds(values[key]):
+            if SURROGATE.search(json.dumps(values[key], ensure_ascii=False)):
+                problems.append(f"--set {key}: expected UTF-8, found {text!a}")
+            elif key in known and not known[key].holds(values[key]):
                 problems.append(f"--set {key}: expected {known[key].expected}, found {text or 'nothing'}")
     if problems:
         raise UsageError("\n".join(problems))

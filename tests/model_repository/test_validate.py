@@ -127,7 +127,7 @@ def test_the_command_says_all_at_once_and_ends_with_1(models: Path, tmp_path: Pa
     result = ftconvert("repository", "validate", tmp_path)
     assert (result.exit_code, result.stdout) == (1, "")
     message = one_message(result.stderr)
-    assert message.startswith(f"ftconvert: {tmp_path}: 2 errors, 1 warnings\n")
+    assert message.startswith(f"ftconvert: {tmp_path}: 2 errors, 1 warning\n")
     line = (tmp_path / "ul2" / "config.pbtxt").read_text().splitlines().index('  key: "data_type"') + 1
     for expected in (
         f"ul2/1/2-gpu/{LENGTH}: error\n  expected 48 bytes\n  found    no such file\n  mend     convert or copy it",
@@ -137,7 +137,7 @@ def test_the_command_says_all_at_once_and_ends_with_1(models: Path, tmp_path: Pa
         assert expected in message
     result = ftconvert("repository", "validate", "--json", tmp_path)
     assert result.exit_code == 1
-    assert one_message(result.stderr) == f"ftconvert: {tmp_path}: 2 errors, 1 warnings"
+    assert one_message(result.stderr) == f"ftconvert: {tmp_path}: 2 errors, 1 warning"
     listed = json.loads(result.stdout)
     assert listed == [vars(finding) for finding in validate(str(tmp_path))]
     assert [(one["severity"], one["model"], one["line"]) for one in listed] == [
@@ -153,7 +153,7 @@ def test_warnings_alone_end_with_0(models: Path, tmp_path: Path) -> None:
     parameter("data_type", "fp16")(tmp_path / "ul2")
     result = ftconvert("repository", "validate", tmp_path)
     assert (result.exit_code, result.stderr) == (0, "")
-    assert result.stdout.endswith(f"unless it is meant\n{tmp_path}: 0 errors, 1 warnings\n")
+    assert result.stdout.endswith(f"unless it is meant\n{tmp_path}: 0 errors, 1 warning\n")
     result = ftconvert("repository", "validate", "--json", models)
     assert (result.exit_code, result.stdout) == (0, "[]\n")
 
