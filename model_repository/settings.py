@@ -92,7 +92,7 @@ def read(settings: Sequence[str], known: Mapping[str, Setting], any_key: bool = 
         elif key not in known and not any_key:
             problems.append(f"--set {key}: no such setting; known are {', '.join(sorted(known))}")
         else:
-            values[key] = _parsed(text)
+            values[key] = parsed(text)
             if SURROGATE.search(json.dumps(values[key], ensure_ascii=False)):
                 problems.append(f"--set {key}: expected UTF-8, found {text!a}")
             elif key in known and not known[key].holds(values[key]):
@@ -109,7 +109,9 @@ def check_beside(values: Mapping[str, Any], keys: Iterable[str], tokenizer: str)
         raise OptionsError(f"--set {', '.join(given)}: of the models that take and give text; give --tokenizer, too")
 
 
-def _parsed(text: str) -> Any:
+def parsed(text: str) -> Any:
+    """A value as JSON where it is JSON, else as text."""
+
     def refuse(constant: str) -> None:
         raise ValueError(f"{constant} is no JSON")
 

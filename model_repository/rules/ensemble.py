@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from model_repository.rules.base import Finding, Model, Models, placeholder, some, type_name
+from model_repository.rules.base import WARNING, Finding, Model, Models, placeholder, some, type_name
 
 PLATFORM = "ensemble"
 COMPLETED = ("vllm",)  # backends that add inputs and outputs which config.pbtxt does not declare
@@ -92,7 +92,10 @@ def tensors_have_one_producer(model: Model, models: Models) -> Iterator[Finding]
 
 def inputs_are_used(model: Model, models: Models) -> Iterator[Finding]:
     """Triton refuses an input that no step takes; a client hears "failed to poll from model repository"."""
-    used = {tensor for step in model.config.ensemble_scheduling.step for tensor in step.input_map.values()}
+    steps, inputs = model.config.ensemble_scheduling.step, {tensor.name for tensor in model.config.input}
+    used = {tensor for step in steps for tensor in step.input_map.values()}
+    if not used <= inputs.union(*(step.output_map.values() for step in steps)):
+        return  # the one that is misspelt is the one that is not used
     for i, tensor in enumerate(model.config.input):
         if tensor.name not in used:
             mend, found = "map it to a step's input, or remove it", f"{tensor.name!r}, which no step takes"
@@ -148,6 +151,21 @@ def types_agree(model: Model, models: Models) -> Iterator[Finding]:
         if output.data_type != dtype:
             found, mend = type_name(output.data_type), f"data_type: {type_name(dtype)}"
             yield model.finding(f"{type_name(dtype)}, as {source} has it", found, mend, at=f"output[{i}].data_type")
+
+
+def tokenizers_are_one(model: Model, models: Models) -> Iterator[Finding]:
+    """One step makes ids of text, another text of ids: nobody says that they do it differently. Sizes tell."""
+    first: tuple[str, dict[str, int]] | None = None
+    for i, step in enumerate(model.config.ensemble_scheduling.step):
+        target = models.get(step.model_name)
+        files = target.below(target.complete[-1], "tokenizer") if target and target.complete else {}
+        if not files:
+            continue
+        first = first or (step.model_name, files)
+        if files != first[1]:
+            at, mend = f"{STEP.format(i=i)}.model_name", "copy the one that is right over the other"
+            found = f"other files in tokenizer/ of {step.model_name}"
+            yield model.finding(f"the tokenizer of {first[0]}", found, mend, at=at, severity=WARNING)
 
 
 def steps_end(model: Model, models: Models) -> Iterator[Finding]:
@@ -219,5 +237,6 @@ RULES = (
     ensembles_have_no_instances,
     batches_fit_the_steps,
     types_agree,
+    tokenizers_are_one,
     steps_end,
 )

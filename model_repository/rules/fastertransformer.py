@@ -8,6 +8,7 @@ model answers garbage, of a long one the beginning is taken.
 from __future__ import annotations
 
 import hashlib
+import posixpath
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -72,12 +73,24 @@ def tensors_are_the_backends(model: Model, models: Models) -> Iterator[Finding]:
     kind = model.filled("model_type")
     if kind not in INPUTS:
         return
+    if meant := _meant(model):
+        mend = f"model_type {meant}, or declare what {kind} takes and gives"
+        expected, at = f"inputs and outputs of model_type {kind}", "parameters:model_type"
+        yield model.finding(expected, f"those of {meant}", mend, at=at)
+        return
     required = [tensor for tensor in INPUTS[kind] if not tensor.optional]
     for what, declared, known, needed in (
         ("input", model.config.input, INPUTS[kind], required),
         ("output", model.config.output, OUTPUTS[kind], OUTPUTS[kind][:2]),
     ):
         yield from _tensors(model, what, declared, known, needed)
+
+
+def _meant(model: Model) -> str:
+    """The model type whose inputs are declared, where they are not those of the one that is named."""
+    names, kind = {tensor.name for tensor in model.config.input}, model.filled("model_type")
+    fits = [one for one, known in INPUTS.items() if {tensor.name for tensor in known if not tensor.optional} <= names]
+    return "" if kind not in INPUTS or kind in fits or not fits else fits[0]
 
 
 def _tensors(model: Model, what: str, declared: Any, known: tuple[Tensor, ...], needed: Any) -> Iterator[Finding]:
@@ -168,6 +181,7 @@ def _elsewhere(model: Model, path: str) -> _Weights | Finding:
 
 def _checked(model: Model, weights: _Weights) -> Iterator[Finding]:
     """Against the manifest where there is one, else by opening them as any other checkpoint."""
+    where = f"{weights.where}/"
     try:
         root = manifest_folder(weights.storage)
         if root is None:
@@ -175,14 +189,21 @@ def _checked(model: Model, weights: _Weights) -> Iterator[Finding]:
             ranks = fastertransformer.ranks(weights.files, weights.storage)
             yield from _agrees(model, checkpoint.family, checkpoint.config, {"tensor_parallel": ranks})
             return
+        where = manifest.MANIFEST if str(root) == str(weights.storage) else f"../{manifest.MANIFEST}"
+        where = posixpath.normpath(f"{weights.where}/{where}")
         written = manifest.load(root)
         family = family_named(str(written.get("family")))
         digest = hashlib.sha256(root.read(manifest.MANIFEST)).hexdigest()
+        faults = list(_agrees(model, family, written["config"], written["options"]))
     except FtconvertError as error:
-        yield model.finding("whole weights", str(error), "convert or copy them again", file=f"{weights.where}/")
+        yield model.finding("whole weights", str(error), "convert or copy them again", file=where)
+        return
+    except (LookupError, TypeError) as error:
+        found = f"values that are missing or make no sense ({type(error).__name__}: {error})"
+        yield model.finding("the config of a model", found, "convert or copy it again", file=where)
         return
     yield from manifest_is_the_one(model, digest)
-    yield from _agrees(model, family, written["config"], written["options"])
+    yield from faults
     prefix = "" if str(root) == str(weights.storage) else f"{weights.storage.name}/"
     listed = {
         name[len(prefix) :]: file.size for name, file in manifest.files_of(written).items() if name.startswith(prefix)
@@ -215,7 +236,7 @@ def _agrees(model: Model, family: Family, config: Config, options: Mapping[str, 
     kind, dtype = model.filled("model_type"), model.filled("data_type")
     ranks, stages = (whole(model.filled(key)) for key in NUMBERS)
     at = "parameters:{}".format
-    if kind in REQUIRED["model_type"] and kind != table.model_type:
+    if kind in REQUIRED["model_type"] and kind != table.model_type and not _meant(model):
         mend = f"model_type {table.model_type}, or the weights of another model"
         yield model.finding(
             f"model_type {table.model_type}, for weights of {family.name}", kind, mend, at=at("model_type")

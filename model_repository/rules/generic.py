@@ -114,7 +114,8 @@ def versions_are_numbers(model: Model, models: Models) -> Iterator[Finding]:
         return
     for name in others:
         if MEANT_AS_VERSION.fullmatch(name):
-            mend = f"rename it to {name.lstrip('0vV') or 1}, or remove it"
+            number = name.lstrip("0vV") or "1"
+            mend = f"rename it to {number if VERSION.fullmatch(number) else 'a number'}, or remove it"
             yield model.finding("version folders such as 1: Triton passes over others", name, mend, file=name)
 
 
@@ -132,6 +133,11 @@ def versions_have_files(model: Model, models: Models) -> Iterator[Finding]:
 
 def policy_names_what_is_there(model: Model, models: Models) -> Iterator[Finding]:
     """Triton serves the other versions, if there are any: that one is missing is a line in its log (measured)."""
+    policy = model.config.version_policy
+    if policy.WhichOneof("policy_choice") == "specific" and not policy.specific.versions and model.versions:
+        mend = f"versions: [{model.versions[-1]}]"
+        at = "version_policy.specific"
+        yield model.finding("versions to serve: without any the model is not loaded", "none", mend, at=at)
     for i, version in enumerate(model.config.version_policy.specific.versions):
         if version not in model.versions and model.versions:
             there = f"versions {some([str(one) for one in model.versions])}"

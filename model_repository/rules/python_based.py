@@ -16,10 +16,13 @@ from converter.formats.outside import load_json
 from model_repository.backends.vllm import engine_args
 from model_repository.rules import scripts
 from model_repository.rules.base import ERROR, WARNING, Finding, Model, Models, some, whole
+from model_repository.vllm import ARGUMENTS
 
 MODEL_PY, MODEL_YAML, MODEL_JSON, LORA_JSON = "model.py", "model.yaml", "model.json", "multi_lora.json"
 # Arguments that newer releases of vLLM do not know: a TypeError when the model is loaded (vllm issue 23283).
 REMOVED = {"disable_log_requests": "log only with enable_log_requests"}
+# The backend itself reads enable_lora, as a text, too; of speculative_config there is more to say.
+CHECKED = {key: one for key, one in ARGUMENTS.items() if key not in ("enable_lora", "speculative_config")}
 BOOLEANS = ("true", "false")
 
 
@@ -106,6 +109,9 @@ def _arguments(model: Model, name: str, arguments: dict[str, Any]) -> Iterator[F
             found = f"the string {value!r}" + (", which Python takes for true" if right == "false" else "")
             severity = ERROR if right == "false" else WARNING
             yield model.finding(f"{key}: {right}", found, "write it without quotes", file=name, severity=severity)
+        elif key in CHECKED and value is not None and not CHECKED[key].holds(value):
+            expected, mend = f"{key}: {CHECKED[key].expected}", "correct it, unless your vLLM knows it"
+            yield model.finding(expected, json.dumps(value), mend, file=name, severity=WARNING)
         if key not in engine_args.KNOWN:  # a TypeError when the model is loaded
             expected, gone = f"an argument that vLLM {engine_args.VERSION} knows", REMOVED.get(key)
             mend = f"remove it; new releases {gone}" if gone else "correct it, unless your vLLM knows it"

@@ -27,16 +27,18 @@ def scripts_call_what_is_there(model: Model, models: Models) -> Iterator[Finding
             there, mend = some(sorted(models.keys() - {model.name})), "add that model, or name one that is there"
             expected, found = "a model of this repository", f"{name!r}; there are {there}"
             yield model.finding(expected, found, mend, at=f"parameters:{step}_name")
-            continue
+            return  # what it would give to the next one is not known
         try:
             fed = load_json(model.parameters[key].encode(), key)
         except SourceError:
             expected, mend = f"a JSON object, input of {name} -> what it is given", "correct it"
             yield model.finding(expected, repr(model.parameters[key]), mend, at=f"parameters:{key}")
             continue
-        if target := declaring(name, models):
-            yield from _feeding(model, target, key, fed, known)
-            known |= outputs_of(target).keys()
+        target = declaring(name, models)
+        if target is None:
+            return
+        yield from _feeding(model, target, key, fed, known)
+        known |= outputs_of(target).keys()
 
 
 def _feeding(model: Model, target: Model, key: str, fed: dict[str, object], known: set[str]) -> Iterator[Finding]:

@@ -17,6 +17,8 @@ from converter.formats.outside import load_json
 from converter.storage import LocalStorage
 from model_repository.rules.base import WARNING, Finding, Model, Models, placeholder, some, whole
 from model_repository.rules.fastertransformer import manifest_is_the_one
+from model_repository.settings import SCALAR, parsed
+from model_repository.tensorrt_llm import SETTINGS
 
 CONFIG = "config.json"
 BATCHING = ("inflight_fused_batching", "inflight_batching", "V1", "v1")  # getBatchingTypeFromParams throws at others
@@ -24,6 +26,8 @@ BATCHING = ("inflight_fused_batching", "inflight_batching", "V1", "v1")  # getBa
 EMPTY = ("tokenizer_dir", "xgrammar_tokenizer_info_path", "guided_decoding_backend")
 PATHS = ("gpt_model_path", "encoder_model_path")
 CROSS = "cross_kv_cache_fraction"
+CHECKED = {key: one for key, one in SETTINGS.items() if one is not SCALAR and key != "gpt_model_type"}
+OTHERS = {"gpt_model_path": "EncoderModel", "encoder_model_path": "DecoderModel"}  # `architecture` of the wrong half
 
 
 def parameters_are_there(model: Model, models: Models) -> Iterator[Finding]:
@@ -41,6 +45,14 @@ def parameters_are_there(model: Model, models: Models) -> Iterator[Finding]:
         if key not in model.parameters:
             found, mend = "no such parameter", f'parameters {{ key: "{key}" value {{ string_value: "" }} }}'
             yield model.finding(f"parameter {key}, at least empty: the backend asks for it", found, mend)
+
+
+def values_can_be(model: Model, models: Models) -> Iterator[Finding]:
+    """Of many values that it cannot read the backend says in its log that it takes its default."""
+    for key in sorted(model.parameters.keys() & CHECKED.keys()):
+        value = model.filled(key)
+        if value and not CHECKED[key].holds(parsed(value)):
+            yield model.finding(f"{key}: {CHECKED[key].expected}", value, "correct it", at=f"parameters:{key}")
 
 
 def encoders_share_the_cache(model: Model, models: Models) -> Iterator[Finding]:
@@ -114,7 +126,12 @@ def _ranks(model: Model, key: str, engine: LocalStorage) -> Iterator[Finding]:
         yield model.finding("an engine's configuration", str(error), "build or copy it again", file=where)
         return
     built = isinstance(stated.get("pretrained_config"), dict)
-    world, ranks = _sizes(stated["pretrained_config"] if built else stated)
+    config = stated["pretrained_config"] if built else stated
+    if config.get("architecture") == OTHERS[key]:
+        at, mend = f"parameters:{key}", "encoder_model_path names the encoder, gpt_model_path the decoder"
+        yield model.finding(f"the other half of the model in {key}", f"architecture {OTHERS[key]}", mend, at=at)
+        return
+    world, ranks = _sizes(config)
     if world != ranks:
         found = f"world_size {world}"
         yield model.finding(f"world_size {ranks}, as tp and pp give it", found, "build it again", file=where)
@@ -131,8 +148,8 @@ def _ranks(model: Model, key: str, engine: LocalStorage) -> Iterator[Finding]:
     if isinstance(beams, int) and (wanted := whole(model.filled("max_beam_width"))) > beams:
         at, mend = "parameters:max_beam_width", f"max_beam_width {beams}, or build the engine for more"
         yield model.finding(f"at most {beams} beams, as the engine is built for", str(wanted), mend, at=at)
-    yield from _devices(model, ranks)
     if key == PATHS[0]:
+        yield from _devices(model, ranks)
         parent = engine.parent() if engine.name == "decoder" else None
         for root in (engine, *([parent] if parent else [])):
             if root.is_file(manifest.MANIFEST):
@@ -160,6 +177,7 @@ def _devices(model: Model, ranks: int) -> Iterator[Finding]:
 
 RULES = (
     parameters_are_there,
+    values_can_be,
     encoders_share_the_cache,
     encoders_take_whole_prompts,
     the_backend_takes_the_gpus,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from broken.changes import Case, Change, both, emptied, kind, message, more, text, typed, without
+from broken.changes import Case, Change, both, emptied, kind, message, more, text, typed, without, written
 
 CHAIN, BESIDE = "ul2_text", ("ul2", "ul2_preprocessing", "ul2_postprocessing")
 
@@ -51,6 +51,13 @@ CASES = {
         step(1, lambda found: found.input_map.pop("sequence_length")), "'sequence_length', which ul2 requires", "{"
     ),
     "nobody-gives": chain(inputs(1, input_ids="IDS"), "'IDS'.*one of .*INPUT_ID", "input_ids"),
+    "misspelt-input": chain(
+        text('value: "text_input"', 'value: "text_in"'), "'text_in'.*one of .*text_input", "QUERY"
+    ),
+    "another-tokenizer": Case(
+        "ul2_postprocessing", written("1/tokenizer/spiece.model", "x"), "config.pbtxt", "the tokenizer of ul2_preproc",
+        'model_name: "ul2_postprocessing"', "warning", ("ul2", "ul2_preprocessing", CHAIN), CHAIN,
+    ),
     "given-twice": chain(
         outputs(1, cum_log_probs="scores", output_log_probs="scores"), "'scores' is there already", "output_log_probs"
     ),

@@ -68,6 +68,10 @@ CASES = {
         "each key of parameters once.*'end_id' again", '"7"',
     ),
     "leading-zero": Case("gpt2", moved("1", "01"), "", "found 01|01.*1/", None),
+    "no-integer-of-two-numbers": Case(POST, written("1.2/weights", ""), "1.2", "1.2.*rename it to a number"),
+    "no-version-named": Case(
+        POST, text("    versions: [1]\n", ""), "config.pbtxt", "versions to serve.*none", "specific",
+    ),
     "no-integer": Case(POST, written("v2/weights", ""), "v2", "v2.*rename it to 2"),
     "no-version": Case("gpt2", removed("1"), "", "none"),
     "empty-version": Case("gpt2", emptied, "1/", "an empty folder"),

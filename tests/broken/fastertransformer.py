@@ -35,6 +35,13 @@ CASES = {
     "gpt-other-input": Case(
         "gpt2", typed("input", "input_ids", "TYPE_INT32"), "config.pbtxt", "UINT32.*INT32", "INT32",
     ),
+    "other-models-type": Case(
+        "ul2", parameter("model_type", "GPT"), "config.pbtxt", "of model_type GPT.*those of T5", "model_type",
+    ),
+    "manifest-of-no-model": Case(
+        "ul2", both(parameter("manifest_sha256", None), edited("1/manifest.json", lambda m: m["config"].clear())),
+        "1/manifest.json", "values that are missing.*num_layers",
+    ),
     "other-model": Case(
         "ul2", parameter("model_type", "T5-Encoder"), "config.pbtxt", "T5, for weights of t5", "model_type",
     ),
@@ -74,7 +81,7 @@ CASES = {
         "ul2", edited("1/manifest.json", lambda m: m.update(note="")), "config.pbtxt", "other weights",
         "manifest_sha256"
     ),
-    "damaged-manifest": Case("ul2", written("1/manifest.json", "{"), "1/2-gpu/", "a manifest of ftconvert"),
+    "damaged-manifest": Case("ul2", written("1/manifest.json", "{"), "1/manifest.json", "a manifest of ftconvert"),
     "weights-elsewhere": Case(
         "ul2", parameter("model_checkpoint_path", "/nowhere"), "config.pbtxt", "'/nowhere'", "checkpoint_path",
         severity="warning",

@@ -27,6 +27,10 @@ CASES = {
         "both_bls", text(r'\"QUERY\": \"text_input\"', r'\"QUERY\": \"text\"'), "config.pbtxt", "'text'.*QUERY",
         "preprocessing_inputs", also=STEPS,
     ),
+    "calls-nobody-first": Case(
+        "both_bls", parameter("preprocessing_name", "boht"), "config.pbtxt", "a model of this repository.*'boht'",
+        "preprocessing_name", also=STEPS,
+    ),
     "calls-in-no-json": Case(
         "both_bls", parameter("model_inputs", "{"), "config.pbtxt", "a JSON object.*'{'", "model_inputs", also=STEPS
     ),
@@ -46,6 +50,10 @@ CASES = {
     ),
     "no-arguments": Case("vllm", removed("1/model.json"), "1/model.json", "multi_lora.json"),
     "damaged-arguments": Case("vllm", written("1/model.json", "{"), "1/model.json", "JSON"),
+    "a-type": Case(
+        "vllm", edited("1/model.json", lambda a: a.update(max_model_len="4096", quantization=None)), "1/model.json",
+        'max_model_len: a whole number.*"4096"', severity="warning",
+    ),
     "no-model": Case("vllm", edited("1/model.json", lambda a: a.pop("model")), "1/model.json", "no such key"),
     "false-is-true": Case(
         "vllm", edited("1/model.json", lambda a: a.update(enforce_eager="False")), "1/model.json", "takes for true"

@@ -19,6 +19,10 @@ def engine_of(model: Path, key: str = "gpt_model_path") -> Path:
     return copy
 
 
+def path_of(model: Path, key: str) -> str:
+    return str(config.parse((model / "config.pbtxt").read_text(), "there").parameters[key].string_value)
+
+
 def engine(change: Change) -> Change:
     """Change the engine."""
     return lambda model: change(engine_of(model))
@@ -54,6 +58,24 @@ CASES = {
     "decoupled-for-nothing": Case(
         "both", without("input", "streaming"), "config.pbtxt", "input streaming", "decoupled",
     ),
+    "cross-cache-above-1": Case(
+        "both", parameter("cross_kv_cache_fraction", "1.5"), "config.pbtxt", "at most 1.*1.5", "cross_kv_cache",
+    ),
+    "memory-in-percent": Case(
+        "engine", parameter("kv_cache_free_gpu_mem_fraction", "90"), "config.pbtxt", "at most 1.*90", "kv_cache_free",
+    ),
+    "scheduler": Case(
+        "engine", parameter("batch_scheduler_policy", "max_util"), "config.pbtxt", "max_utilization", "batch_sched",
+    ),
+    "choices-are-a-list": Case(
+        "engine", both(parameter("medusa_choices", "[[0], [0, 1]]"), parameter("max_beam_width", "x")),
+        "config.pbtxt", "max_beam_width: a whole", "max_beam_width",
+    ),
+    "two-decoders": Case(
+        "both", lambda model: parameter("encoder_model_path", path_of(model, "gpt_model_path"))(model),
+        "config.pbtxt", "other half.*DecoderModel", "encoder_model_path",
+    ),
+    "devices-of-three": Case("both", parameter("gpu_device_ids", "0,1,2"), "config.pbtxt", "GPUs for each", "gpu_device_ids"),
     "chunked-encoder": Case(
         "both", parameter("enable_chunked_context", "true"), "config.pbtxt", "has an encoder", "enable_chunked_context"
     ),
