@@ -154,7 +154,7 @@ def _prepared(model: Model, repository: Storage) -> Publication:
             changed.append(f"the tokenizer in {repository.path(name)}")
     if changed:
         raise OptionsError(
-            f"{target}: this version has another {' and '.join(changed)}. Old and new versions share it, so it cannot "
+            f"{target}: this version differs in {' and '.join(changed)}. Old and new versions share it, so it cannot "
             "change with the version in one write. Publish under another name: convert with --name."
         )
     return Publication(model, target, before, _plan(model))

@@ -75,7 +75,9 @@ CASES = {
         "both", lambda model: parameter("encoder_model_path", path_of(model, "gpt_model_path"))(model),
         "config.pbtxt", "other half.*DecoderModel", "encoder_model_path",
     ),
-    "devices-of-three": Case("both", parameter("gpu_device_ids", "0,1,2"), "config.pbtxt", "GPUs for each", "gpu_device_ids"),
+    "devices-of-three": Case(
+        "both", parameter("gpu_device_ids", "0,1,2"), "config.pbtxt", "GPUs for each", "gpu_device_ids",
+    ),
     "chunked-encoder": Case(
         "both", parameter("enable_chunked_context", "true"), "config.pbtxt", "has an encoder", "enable_chunked_context"
     ),
