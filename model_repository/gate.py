@@ -30,7 +30,7 @@ def check_gate(results: str, weights: str) -> None:
         completed, failed = int(requests["completed"]), int(requests["failed"])
         allowed = int(found.get("options", {}).get("max_failed", 0))
         comparison = found.get("comparison")
-        verdict = str(comparison["verdict"]).upper() if comparison else "PASS"
+        verdict = str(comparison["verdict"]).upper() if comparison is not None else "PASS"
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         reason = f"{type(error).__name__}: {error}"
         raise SourceError(f"{where}: expected results of `evaluate`, found: {reason}") from error

@@ -81,6 +81,8 @@ def test_the_gate(repository: str, converted: list[Path], tmp_path: Path) -> Non
     for text in ("", "[]", "{}", '{"model": 1, "requests": {}}'):
         (tmp_path / "results" / "results.json").write_text(text)
         assert "results.json" in refused(65, "publish", converted[0], repository, "--gate", tmp_path / "results")
+    results = evaluated(tmp_path / "results", right, comparison={})  # one without a verdict
+    assert "verdict" in refused(65, "publish", converted[0], repository, "--gate", results)
     (tmp_path / "results" / "results.json").unlink()
     assert "results.json" in refused(66, "publish", converted[0], repository, "--gate", tmp_path / "results")
     assert there(repository) == {}, "all of that before anything was uploaded"
