@@ -12,10 +12,9 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from evaluator import rouge, verdict
+from evaluator import bucket, rouge, verdict
 from evaluator.baselines import Baseline, load_baseline
 from evaluator.errors import DatasetError, UsageError
-from evaluator.sources import BUCKET
 
 JUDGED = ("rouge1", "rouge2", "rougeLsum")  # those that T5 reports; rougeL is shown beside
 FEWEST = 50  # pairs below which nothing is judged: from there on wrong verdicts were simulated
@@ -167,7 +166,7 @@ def compare_folders(a: str, b: str, margin: float = verdict.MARGIN) -> Compariso
         NotFoundError, TransientError, OptionsError: as `load_baseline`.
     """
     for path in (a, b):
-        if path.endswith(".jsonl") if path.startswith(BUCKET) else Path(path).is_file():
+        if path.endswith(".jsonl") if bucket.is_one(path) else Path(path).is_file():
             raise UsageError(f"compare: expected two folders of finished `evaluate` runs, found the file {path}")
     before, after = load_baseline(a, "compare"), load_baseline(b, "compare")
     rows = {run.name: _stated(run, "dataset", "rows_sha256") for run in (before, after)}
