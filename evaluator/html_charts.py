@@ -1,0 +1,218 @@
+"""The charts of report.html, each with the table of what it shows.
+
+    results.json, samples ─> Figure(title, sentence, drawing, table)
+
+A chart is for eyes that have a moment; its sentence and its table are for all others, and for copying.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from markupsafe import Markup
+
+from evaluator import distribution, figures, rouge, svg, words
+from evaluator.records import Sample
+
+BARS = 30  # of a histogram, at most
+JUDGED = ("rouge1", "rouge2", "rougeLsum")  # those of the verdict, as T5 reports; rougeL is shown beside
+PERCENTILES = (("p50", "low"), ("p90", "middle"), ("p99", "high"))  # and their classes
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A chart with its text: `sentence` says what it shows, `note` what a number in it means."""
+
+    title: str
+    sentence: str
+    drawing: Markup
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    note: str = ""
+
+
+def quality(results: Mapping[str, Any]) -> Figure | None:
+    """ROUGE with its intervals; None where nothing completed."""
+    scores, failed = results["rouge"], results["requests"]["failed"]
+    known = {name: scores[name] for name in rouge.TYPES if scores[name]["mean"] is not None}
+    if not known:
+        return None
+    profile, rows = scores["profile"], results["requests"]["completed"]
+    spans = [svg.Span(name, of["low"], of["mean"], of["high"]) for name, of in known.items()]
+    named = ", ".join(f"{name} {words.points(of['mean'])}" for name, of in known.items())
+    sentence = f"Mean of {words.count(rows, 'completed row')}, F x 100, profile {profile}: {named}."
+    medians = all("median" in of for of in known.values())
+    columns = ["metric", "mean", f"{rouge.CONFIDENCE} % interval"]
+    columns += ["bootstrap median"] * medians + ["mean, failed rows as 0"] * bool(failed) + ["profile"]
+    table = [
+        [
+            name,
+            words.points(of["mean"]),
+            words.between(of["low"], of["high"]),
+            *([words.points(of["median"])] if medians else []),
+            *([words.points(scores["failed_as_zero"][name])] if failed else []),
+            profile,
+        ]
+        for name, of in known.items()
+    ]
+    title = f"ROUGE, profile {profile}"
+    drawing = svg.intervals(title, sentence, spans, [], "F x 100", worse=False)
+    note = f"Dot: mean. Bar: {rouge.CONFIDENCE} % percentile bootstrap over the rows, {rouge.RESAMPLES:,} resamples."
+    return Figure(title, sentence, drawing, columns, table, note)
+
+
+def comparison(results: Mapping[str, Any]) -> Figure | None:
+    """Differences to the baseline against the margin; None without a baseline."""
+    found = results.get("comparison")
+    known = {} if not found else {name: of for name, of in found["metrics"].items() if of["difference"] is not None}
+    if not found or not known:
+        return None
+    margin = found["margin"]
+    spans = [
+        svg.Span(name, of["low"], of["difference"], of["high"], muted=name not in JUDGED) for name, of in known.items()
+    ]
+    named = ", ".join(
+        f"{name} {words.signed(of['difference'])} ({words.between(of['low'], of['high'], 3)})"
+        for name, of in known.items()
+    )
+    sentence = f"Endpoint minus baseline, {words.count(found['rows'], 'row')}, in points; margin {margin:g}: {named}."
+    rows = [
+        [
+            name if name in JUDGED else f"{name} (not judged)",
+            words.signed(of["difference"]),
+            words.between(of["low"], of["high"], 3),
+            words.signed(found["failed_as_zero"].get(name)),
+            f"{of['rows_needed']:,}" if of["rows_needed"] else words.NONE,
+        ]
+        for name, of in known.items()
+    ]
+    columns = ["metric", "difference", f"{rouge.CONFIDENCE} % interval", "failed rows as 0", "rows that would decide"]
+    limits = [(-margin, f"−{margin:g}"), (0.0, "0")]
+    title = f"Difference to the baseline, profile {results['rouge']['profile']}"
+    drawing = svg.intervals(title, sentence, spans, limits, "points of F x 100; shaded: worse than the margin", True)
+    note = (
+        "PASS: every judged interval lies above the margin. FAIL: one lies wholly below. INCONCLUSIVE: neither, and "
+        "more rows would tell."
+    )
+    return Figure(title, sentence, drawing, columns, rows, note)
+
+
+def histogram(title: str, values: Sequence[float], stated: Mapping[str, float | None]) -> Figure | None:
+    """Seconds; `stated` are the mean and percentiles that results.json has of them."""
+    found = distribution.histogram(values, BARS)
+    if found is None:
+        return None
+    edge_words = edges_in_words(found.edges)
+    marks = [(f"{name} {words.duration(stated[name])}", stated[name] or 0.0) for name, _ in PERCENTILES]
+    named = ", ".join(told for told, _ in marks)
+    largest = f"slowest {words.duration(max(values))}"
+    sentence = f"{words.count(len(values), 'value')}: {named}, {largest}."
+    table = [
+        [f"{edge_words(low)} to {edge_words(high)}" if math.isfinite(high) else f"{edge_words(low)} and more", f"{n:,}"]
+        for low, high, n in zip(found.edges, found.edges[1:], found.counts, strict=False)
+    ]
+    drawing = svg.columns(title, sentence, found.edges, found.counts, marks, edge_words, unit_of(found.edges))
+    columns = [f"from, to below ({unit_of(found.edges)})", "requests"]
+    note = "The last bar holds all above." if found.open_ended else ""
+    return Figure(title, sentence, drawing, columns, table, note)
+
+
+def over_time(samples: Sequence[Sample]) -> Figure | None:
+    """Latency by when requests were sent; None where one interval holds them all, or nothing completed."""
+    found = distribution.over_time(samples)
+    if len(found) < 2 or not any(each.completed for each in found):
+        return None
+    unit, factor = ("min", 60.0) if found[-1].end_s > 180 else ("s", 1.0)
+    begins = [each.begin_s / factor for each in found]
+    digits = svg.decimals([*begins, found[-1].end_s / factor])
+    places = [(begin, f"{begin:.{digits}f}") for begin in begins]
+    series = [svg.Line(name, style, [getattr(each, name) for each in found]) for name, style in PERCENTILES]
+    length = words.rounded(found[0].end_s - found[0].begin_s)
+    slowest = max((each for each in found if each.p50 is not None), key=lambda each: each.p50 or 0.0)
+    failed = sum(each.failed for each in found)
+    sentence = (
+        f"Percentiles of the requests sent within each {length} s; the median was highest, "
+        f"{words.duration(slowest.p50)}, from {slowest.begin_s / factor:.{digits}f} {unit} on."
+        + (f" {words.count(failed, 'request')} failed." if failed else "")
+    )
+    table = [
+        [
+            f"{each.begin_s / factor:.{digits}f} to {each.end_s / factor:.{digits}f}",
+            f"{each.completed:,}",
+            f"{each.failed:,}",
+            *(words.duration(value) for value in (each.p50, each.p90, each.p99)),
+        ]
+        for each in found
+    ]
+    title = "Latency over time"
+    axes = (f"sent, {unit} since the run began", "latency")
+    drawing = svg.lines(title, sentence, places, series, words.duration, axes)
+    columns = [f"sent ({unit})", "completed", "failed", *(name for name, _ in PERCENTILES)]
+    return Figure(title, sentence, drawing, columns, table)
+
+
+def sweep(results: Mapping[str, Any]) -> list[Figure]:
+    """Throughput and latency by load; none for a single load."""
+    runs = sorted(results.get("sweep", []), key=lambda run: run["load"]["value"])
+    if len(runs) < 2:
+        return []
+    unit = "requests in flight" if runs[0]["load"]["mode"] == "closed" else "requests sent per second"
+    places = [(float(number), f"{run['load']['value']:g}") for number, run in enumerate(runs)]
+    rates = [run["throughput"]["requests_per_s"] for run in runs]
+    best = max(range(len(runs)), key=lambda number: rates[number])
+    most = f"Most at {runs[best]['load']['name']}: {words.rate(rates[best], 'requests')}."
+    drawing = svg.lines(
+        "Throughput by load", most, places, [svg.Line("requests/s", "high", rates)], words.rounded, (unit, "requests/s")
+    )
+    figures = [
+        Figure(
+            "Throughput by load",
+            most,
+            drawing,
+            [unit, "requests/s"],
+            [[label, words.rounded(value)] for (_, label), value in zip(places, rates, strict=True)],
+        )
+    ]
+    series = [
+        svg.Line(name, style, [run["latency_s"][name] for run in runs])
+        for name, style in PERCENTILES
+        if any(run["latency_s"][name] is not None for run in runs)
+    ]
+    if series:
+        shown = ", ".join(f"{run['load']['name']}: {words.duration(run['latency_s']['p50'])}" for run in runs)
+        sentence = f"Median latency at {shown}."
+        drawing = svg.lines("Latency by load", sentence, places, series, words.duration, (unit, "latency"))
+        table = [
+            [label, *(words.duration(run["latency_s"][name]) for name, _ in PERCENTILES)]
+            for (_, label), run in zip(places, runs, strict=True)
+        ]
+        columns = [unit, *(name for name, _ in PERCENTILES)]
+        figures.append(Figure("Latency by load", sentence, drawing, columns, table))
+    return figures
+
+
+def of_times(results: Mapping[str, Any], samples: Sequence[Sample]) -> list[Figure]:
+    """Histograms of latency and, of streams, of the time to the first token; latency over time."""
+    completed = [sample for sample in samples if sample.error is None]
+    first = [moment for moment in map(figures.time_to_first_token, completed) if moment is not None]
+    found = [
+        histogram("Latency", [sample.latency_s for sample in completed], results["latency_s"]),
+        over_time(samples),
+        histogram("Time to first token", first, results.get("time_to_first_token_s", {})),
+    ]
+    return [figure for figure in found if figure is not None]
+
+
+def unit_of(edges: Sequence[float]) -> str:
+    """One for all edges of a histogram of seconds."""
+    return "ms" if max(filter(math.isfinite, edges)) < 2 else "s"
+
+
+def edges_in_words(edges: Sequence[float]) -> Callable[[float], str]:
+    """Edges of a histogram without their unit, as many digits as tell them apart."""
+    factor = 1000.0 if unit_of(edges) == "ms" else 1.0
+    whole = [edge * factor for edge in edges if math.isfinite(edge)]
+    digits = svg.decimals(whole)
+    digits += any(abs(edge - round(edge, digits)) > 1e-6 * (whole[1] - whole[0]) for edge in whole)  # widths of 2.5
+    return lambda edge: f"{edge * factor:,.{digits}f}"
