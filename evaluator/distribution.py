@@ -1,13 +1,14 @@
 """How a run's times are spread, as a person wants to see it: a histogram, and percentiles by when requests were sent.
 
-    latencies ─> Histogram: bars of equal width, the few far above all others in one
-    samples ─> Interval, Interval, ...: of equal length, whatever the length of the run
+latencies ─> Histogram: bars of equal width, the few far above all others in one
+samples ─> Interval, Interval, ...: of equal length, whatever the length of the run
 """
 
 import math
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from evaluator import figures
 from evaluator.records import Sample
@@ -30,7 +31,7 @@ class Histogram:
 
 @dataclass(frozen=True)
 class Interval:
-    """Requests sent from `begin_s` until `end_s`, seconds since the run began. Percentiles None where none completed."""
+    """Requests sent from `begin_s` until `end_s`, seconds since the run began; None where none completed."""
 
     begin_s: float
     end_s: float
@@ -71,7 +72,7 @@ def over_time(samples: Sequence[Sample]) -> list[Interval]:
     within: list[list[Sample]] = [[] for _ in edges[1:]]
     for sample in samples:
         within[min(max(bisect_right(edges, sample.sent_s) - 1, 0), len(within) - 1)].append(sample)
-    return [_interval(*ends, found) for *ends, found in zip(edges, edges[1:], within, strict=False)]
+    return [_interval(begin, end, found) for (begin, end), found in zip(pairwise(edges), within, strict=True)]
 
 
 def _interval(begin_s: float, end_s: float, samples: Sequence[Sample]) -> Interval:

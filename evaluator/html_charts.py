@@ -13,10 +13,10 @@ from typing import Any
 from markupsafe import Markup
 
 from evaluator import distribution, figures, rouge, svg, words
+from evaluator.html_report import JUDGED
 from evaluator.records import Sample
 
 BARS = 30  # of a histogram, at most
-JUDGED = ("rouge1", "rouge2", "rougeLsum")  # those of the verdict, as T5 reports; rougeL is shown beside
 PERCENTILES = (("p50", "low"), ("p90", "middle"), ("p99", "high"))  # and their classes
 
 
@@ -88,12 +88,12 @@ def comparison(results: Mapping[str, Any]) -> Figure | None:
         for name, of in known.items()
     ]
     columns = ["metric", "difference", f"{rouge.CONFIDENCE} % interval", "failed rows as 0", "rows that would decide"]
-    limits = [(-margin, f"−{margin:g}"), (0.0, "0")]
+    limits = [(-margin, f"-{margin:g}"), (0.0, "0")]
     title = f"Difference to the baseline, profile {results['rouge']['profile']}"
-    drawing = svg.intervals(title, sentence, spans, limits, "points of F x 100; shaded: worse than the margin", True)
+    drawing = svg.intervals(title, sentence, spans, limits, "points of F x 100", True)
     note = (
-        "PASS: every judged interval lies above the margin. FAIL: one lies wholly below. INCONCLUSIVE: neither, and "
-        "more rows would tell."
+        "Shaded: worse than the margin. PASS: every judged interval lies above the margin. FAIL: one lies wholly below. "
+        "INCONCLUSIVE: neither, and more rows would tell."
     )
     return Figure(title, sentence, drawing, columns, rows, note)
 
@@ -103,6 +103,7 @@ def histogram(title: str, values: Sequence[float], stated: Mapping[str, float | 
     found = distribution.histogram(values, BARS)
     if found is None:
         return None
+    unit, scale = unit_of([edge for edge in found.edges if math.isfinite(edge)])
     edge_words = edges_in_words(found.edges)
     marks = [(f"{name} {words.duration(stated[name])}", stated[name] or 0.0) for name, _ in PERCENTILES]
     named = ", ".join(told for told, _ in marks)
@@ -112,8 +113,8 @@ def histogram(title: str, values: Sequence[float], stated: Mapping[str, float | 
         [f"{edge_words(low)} to {edge_words(high)}" if math.isfinite(high) else f"{edge_words(low)} and more", f"{n:,}"]
         for low, high, n in zip(found.edges, found.edges[1:], found.counts, strict=False)
     ]
-    drawing = svg.columns(title, sentence, found.edges, found.counts, marks, edge_words, unit_of(found.edges))
-    columns = [f"from, to below ({unit_of(found.edges)})", "requests"]
+    drawing = svg.columns(title, sentence, found.edges, found.counts, marks, edge_words, scale, unit)
+    columns = [f"from, to below ({unit})", "requests"]
     note = "The last bar holds all above." if found.open_ended else ""
     return Figure(title, sentence, drawing, columns, table, note)
 
@@ -123,22 +124,20 @@ def over_time(samples: Sequence[Sample]) -> Figure | None:
     found = distribution.over_time(samples)
     if len(found) < 2 or not any(each.completed for each in found):
         return None
-    unit, factor = ("min", 60.0) if found[-1].end_s > 180 else ("s", 1.0)
-    begins = [each.begin_s / factor for each in found]
-    digits = svg.decimals([*begins, found[-1].end_s / factor])
-    places = [(begin, f"{begin:.{digits}f}") for begin in begins]
+    unit, told = moments([*(each.begin_s for each in found), found[-1].end_s])
+    places = [(each.begin_s, told(each.begin_s)) for each in found]
     series = [svg.Line(name, style, [getattr(each, name) for each in found]) for name, style in PERCENTILES]
     length = words.rounded(found[0].end_s - found[0].begin_s)
     slowest = max((each for each in found if each.p50 is not None), key=lambda each: each.p50 or 0.0)
     failed = sum(each.failed for each in found)
     sentence = (
         f"Percentiles of the requests sent within each {length} s; the median was highest, "
-        f"{words.duration(slowest.p50)}, from {slowest.begin_s / factor:.{digits}f} {unit} on."
+        f"{words.duration(slowest.p50)}, from {told(slowest.begin_s)} ({unit}) on."
         + (f" {words.count(failed, 'request')} failed." if failed else "")
     )
     table = [
         [
-            f"{each.begin_s / factor:.{digits}f} to {each.end_s / factor:.{digits}f}",
+            f"{told(each.begin_s)} to {told(each.end_s)}",
             f"{each.completed:,}",
             f"{each.failed:,}",
             *(words.duration(value) for value in (each.p50, each.p90, each.p99)),
@@ -146,8 +145,9 @@ def over_time(samples: Sequence[Sample]) -> Figure | None:
         for each in found
     ]
     title = "Latency over time"
-    axes = (f"sent, {unit} since the run began", "latency")
-    drawing = svg.lines(title, sentence, places, series, words.duration, axes)
+    axis, scale = unit_of([value for line in series for value in line.values if value is not None])
+    axes = (f"sent, {unit} since the run began", axis)
+    drawing = svg.lines(title, sentence, places, series, words.duration, scale, axes)
     columns = [f"sent ({unit})", "completed", "failed", *(name for name, _ in PERCENTILES)]
     return Figure(title, sentence, drawing, columns, table)
 
@@ -163,7 +163,13 @@ def sweep(results: Mapping[str, Any]) -> list[Figure]:
     best = max(range(len(runs)), key=lambda number: rates[number])
     most = f"Most at {runs[best]['load']['name']}: {words.rate(rates[best], 'requests')}."
     drawing = svg.lines(
-        "Throughput by load", most, places, [svg.Line("requests/s", "high", rates)], words.rounded, (unit, "requests/s")
+        "Throughput by load",
+        most,
+        places,
+        [svg.Line("requests/s", "middle", rates)],
+        words.rounded,
+        1.0,
+        (unit, "requests/s"),
     )
     figures = [
         Figure(
@@ -182,7 +188,8 @@ def sweep(results: Mapping[str, Any]) -> list[Figure]:
     if series:
         shown = ", ".join(f"{run['load']['name']}: {words.duration(run['latency_s']['p50'])}" for run in runs)
         sentence = f"Median latency at {shown}."
-        drawing = svg.lines("Latency by load", sentence, places, series, words.duration, (unit, "latency"))
+        axis, scale = unit_of([value for line in series for value in line.values if value is not None])
+        drawing = svg.lines("Latency by load", sentence, places, series, words.duration, scale, (unit, axis))
         table = [
             [label, *(words.duration(run["latency_s"][name]) for name, _ in PERCENTILES)]
             for (_, label), run in zip(places, runs, strict=True)
@@ -204,15 +211,26 @@ def of_times(results: Mapping[str, Any], samples: Sequence[Sample]) -> list[Figu
     return [figure for figure in found if figure is not None]
 
 
-def unit_of(edges: Sequence[float]) -> str:
-    """One for all edges of a histogram of seconds."""
-    return "ms" if max(filter(math.isfinite, edges)) < 2 else "s"
+def unit_of(seconds: Sequence[float]) -> tuple[str, float]:
+    """One unit for all of these, and how many there are to a second."""
+    return ("ms", 1000.0) if max(seconds) < 2 else ("s", 1.0)
 
 
 def edges_in_words(edges: Sequence[float]) -> Callable[[float], str]:
     """Edges of a histogram without their unit, as many digits as tell them apart."""
-    factor = 1000.0 if unit_of(edges) == "ms" else 1.0
-    whole = [edge * factor for edge in edges if math.isfinite(edge)]
-    digits = svg.decimals(whole)
-    digits += any(abs(edge - round(edge, digits)) > 1e-6 * (whole[1] - whole[0]) for edge in whole)  # widths of 2.5
-    return lambda edge: f"{edge * factor:,.{digits}f}"
+    whole = [edge for edge in edges if math.isfinite(edge)]
+    _, scale = unit_of(whole)
+    scaled = [edge * scale for edge in whole]
+    digits = svg.decimals(scaled)
+    digits += any(abs(edge - round(edge, digits)) > 1e-6 * (scaled[1] - scaled[0]) for edge in scaled)  # 2.5, 5, 7.5
+    return lambda edge: f"{edge * scale:,.{digits}f}"
+
+
+def moments(seconds: Sequence[float]) -> tuple[str, Callable[[float], str]]:
+    """The unit of moments since a run began, and how one is told: `0.5` s, `2:30` minutes, `10:05` hours."""
+    if max(seconds) > 3 * 3600:
+        return "h:min", lambda moment: f"{moment // 3600:.0f}:{moment % 3600 // 60:02.0f}"
+    if max(seconds) > 180:
+        return "min:s", lambda moment: f"{moment // 60:.0f}:{moment % 60:02.0f}"
+    digits = svg.decimals(seconds)
+    return "s", lambda moment: f"{moment:.{digits}f}"

@@ -28,6 +28,7 @@ from evaluator.records import Sample
 from evaluator.rouge import Scores
 
 NAME = "report.html"
+JUDGED = ("rouge1", "rouge2", "rougeLsum")  # the metrics of the verdict, as T5 reports; rougeL is shown beside
 ERRORS_SHOWN = 20  # distinct ones
 ERROR_LENGTH = 600  # characters of each
 IDS_SHOWN = 3  # of the rows that an error failed
@@ -112,15 +113,22 @@ def _view(material: Material) -> dict[str, Any]:
     from evaluator import html_charts, html_rows
 
     results, samples = material.results, material.samples
+    times = [table for table in (_times(results), _server(results)) if table]
+    streamed = "time_to_first_token_s" in results  # there are three charts of times then, so there is room beside one
     return {
         "title": f"{results['model']['name']} on {results['dataset']['name']}",
         "about": _about(results),
+        "started": results["started_at"].replace("T", " ").replace("+00:00", " UTC"),
         "comparison": _verdict(results.get("comparison")),
         "tiles": _tiles(results),
         "quality": [figure for figure in (html_charts.comparison(results), html_charts.quality(results)) if figure],
         "times": html_charts.of_times(results, samples),
+        "narrow_tables": times if streamed else [],
         "sweep": html_charts.sweep(results),
-        "tables": [table for table in (_times(results), _loads(results), _server(results), _speed(results)) if table],
+        "wide_tables": [
+            *(times if not streamed else []),
+            *(table for table in (_loads(results), _speed(results)) if table),
+        ],
         "failures": failures(samples),
         "errors": len(records.failures(samples)),
         "failed": results["requests"]["failed"],
@@ -159,15 +167,15 @@ def _about(results: Mapping[str, Any]) -> list[str]:
     options, model, dataset = results["options"], results["model"], results["dataset"]
     return [
         f"model {model['name']} version {model['version']} at {options['endpoint']}",
-        f"data set {dataset['name']}, {words.count(dataset['rows'], 'row')}",
-        f"{options['loads'][0]}",
-        f"{results['started_at']}",
+        f"{dataset['name']}, {words.count(dataset['rows'], 'row')}",
+        options["loads"][0],
     ]
 
 
 def _verdict(comparison: Mapping[str, Any] | None) -> dict[str, Any] | None:
     if comparison is None:
         return None
+    needed = rows_needed(comparison)
     return {
         "verdict": comparison["verdict"],
         "sentence": VERDICTS.get(comparison["verdict"], ""),
@@ -178,6 +186,7 @@ def _verdict(comparison: Mapping[str, Any] | None) -> dict[str, Any] | None:
             ("without a pair", unpaired(comparison.get("unpaired"))),
             ("the same answer", words.share(comparison["exact_match"])),
             ("the others", parting(comparison.get("first_divergence"))),
+            *([("rows that would decide", needed)] if needed else []),
         ],
         "notes": list(comparison.get("notes") or []),
     }
@@ -196,14 +205,21 @@ def parting(found: Mapping[str, Any] | None) -> str:
     return f"{words.count(found['rows'], 'row')}, the same for {median:g} {unit}{'' if median == 1 else 's'} (median)"
 
 
+def rows_needed(comparison: Mapping[str, Any]) -> str | None:
+    """Of the judged metric that needs most; None where none needs any."""
+    found = comparison["metrics"]
+    needed = [found[name]["rows_needed"] for name in JUDGED if found[name]["rows_needed"]]
+    return f"about {max(needed):,}" if needed else None
+
+
 def _tiles(results: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     """The figures that come first: name, value, what belongs to it."""
     scores, latency, requests = results["rouge"], results["latency_s"], results["requests"]
-    tiles = [
-        (name, words.points(scores[name]["mean"], 2), words.between(scores[name]["low"], scores[name]["high"]))
-        for name in ("rouge1", "rouge2", "rougeLsum")
-    ]
-    tiles = [(name, mean, f"{span}, profile {scores['profile']}") for name, mean, span in tiles]
+    tiles = []
+    for name in JUDGED:
+        low, high = scores[name]["low"], scores[name]["high"]
+        told = "nothing completed" if low is None else words.between(low, high)
+        tiles.append((name, words.points(scores[name]["mean"], 2), f"{told}, profile {scores['profile']}"))
     tiles.append(("median latency", words.duration(latency["p50"]), f"p99 {words.duration(latency['p99'])}"))
     first = results.get("time_to_first_token_s")
     if first:
@@ -225,7 +241,10 @@ def _tiles(results: Mapping[str, Any]) -> list[tuple[str, str, str]]:
 Table = tuple[str, Sequence[str], Sequence[Sequence[str]], str]  # title, columns, rows, note
 
 
-def _times(results: Mapping[str, Any]) -> Table:
+def _times(results: Mapping[str, Any]) -> Table | None:
+    """None where nothing completed."""
+    if results["latency_s"]["mean"] is None:
+        return None
     shown = [(name, results[key]) for key, name in STREAM.items() if key in results]
     rows = [[name, *map(words.duration, of.values())] for name, of in shown]
     return "Times", ["", *results["latency_s"]], rows, ""
@@ -288,11 +307,10 @@ def _command(options: Mapping[str, Any]) -> str:
 def _repeat(results: Mapping[str, Any]) -> list[tuple[str, str]]:
     """What has to be the same for the same results."""
     groups = ("model", "dataset", "tokenizer")
-    facts = [
-        (f"{group} {name}", _value(value)) for group in groups for name, value in (results[group] or {}).items()
-    ]
+    facts = [(f"{group} {name}", _value(value)) for group in groups for name, value in (results[group] or {}).items()]
     plain = ("tool_version", "python", "started_at")
     facts += [(name.replace("_", " "), str(results[name])) for name in plain]
+    facts = [(name.replace("_", " "), value) for name, value in facts]
     return [*facts, ("duration", words.duration(results["wall_s"]))]
 
 

@@ -13,13 +13,14 @@ from statistics import fmean
 from typing import TYPE_CHECKING
 
 from evaluator import rouge, words
-from evaluator.html_charts import JUDGED
+from evaluator.html_report import JUDGED
 
 if TYPE_CHECKING:
     from evaluator.html_report import Material
 
 ROWS = 10  # of each kind
 LENGTH = 700  # characters of a text
+DOCUMENT = 400  # of a document
 BEFORE = 80  # characters shown before the first difference, where the beginning is the same for longer than LENGTH
 
 Part = tuple[str, bool]  # a piece of a text, and whether the other text has something else there
@@ -85,7 +86,7 @@ def _shown(material: "Material", facts: Mapping[str, Sequence[str]]) -> list[Sho
         scores = material.scores.get(id)
         figures = [f"{name} {words.points(scores[rouge.TYPES.index(name)], 1)}" for name in JUDGED] if scores else []
         cut = ["prompt cut"] if sample.truncated else []
-        texts = [_text("Document", material.documents[id])] if id in material.documents else []
+        texts = [_text("Document", material.documents[id], DOCUMENT)] if id in material.documents else []
         texts.append(_text("Reference", sample.reference))
         texts += _answers(sample.prediction, material.baseline, id)
         shown.append(Shown(id, [*figures, *known, *cut], texts))
@@ -103,16 +104,19 @@ def _answers(ours: str | None, baseline: Mapping[str, str | None] | None, id: st
     begin = max(0, same - BEFORE) if same > LENGTH - BEFORE and ours != theirs else 0
     pieces = compared(*(text[begin : begin + LENGTH] for text in (ours, theirs)))
     return [
-        Text(title, parts, _note(text, begin)) for title, parts, text in zip(titles, pieces, (ours, theirs), strict=True)
+        Text(title, parts, _note(text, begin, LENGTH))
+        for title, parts, text in zip(titles, pieces, (ours, theirs), strict=True)
     ]
 
 
-def _text(title: str, text: str | None) -> Text:
-    return Text(title, [], "no answer") if text is None else Text(title, [(text[:LENGTH], False)], _note(text, 0))
+def _text(title: str, text: str | None, length: int = LENGTH) -> Text:
+    if text is None:
+        return Text(title, [], "no answer")
+    return Text(title, [(text[:length], False)], _note(text, 0, length))
 
 
-def _note(text: str, begin: int) -> str:
-    end = min(begin + LENGTH, len(text))
+def _note(text: str, begin: int, length: int) -> str:
+    end = min(begin + length, len(text))
     if not text:
         return "empty"
     return "" if end - begin == len(text) else f"characters {begin + 1:,} to {end:,} of {len(text):,}"

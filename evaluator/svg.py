@@ -10,6 +10,7 @@ page's stylesheet has light and dark. Text is escaped by construction: elements 
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import NamedTuple
 
 from markupsafe import Markup, escape
@@ -27,6 +28,7 @@ class Size(NamedTuple):
 
 SIZES = (Size("wide", 560, 7), Size("narrow", 304, 4))
 TOP, RIGHT, BOTTOM = 22, 14, 38  # margins of a drawing; the left one is as wide as its labels
+HEIGHT = 240
 
 
 @dataclass(frozen=True)
@@ -67,15 +69,19 @@ def columns(
     counts: Sequence[int],
     marks: Sequence[tuple[str, float]],
     words: Words,
+    scale: float,
     axis: str,
 ) -> Markup:
-    """A histogram; an infinite last edge is a bar of all that is above. `marks` are named lines across it."""
+    """A histogram; an infinite last edge is a bar of all that is above. `marks` are named lines across it.
+
+    `words` tells an edge, `scale` makes the axis's unit of it.
+    """
     whole = [edge for edge in edges if math.isfinite(edge)]
     step = whole[1] - whole[0]
     end = edges[-1] if math.isfinite(edges[-1]) else whole[-1] + step
 
     def draw(size: Size) -> Markup:
-        area = _Area(size, 240, (edges[0], end), (0, max(counts)), lambda value: f"{value:,.0f}", whole_numbers=True)
+        area = _Area(size, HEIGHT, (edges[0], end), max(counts), lambda value: f"{value:,.0f}", whole_numbers=True)
         bars = []
         for low, count in zip(edges, counts, strict=False):
             left, right, top = area.x(low), area.x(low + step), area.y(count)
@@ -85,11 +91,11 @@ def columns(
             style = "bar far" if last else "bar"
             shape = {"x": left + 0.5, "y": top, "width": max(right - left - 1, 0.5), "height": area.bottom - top}
             bars.append(tag("rect", hover, class_=style, **shape))
-        far = [] if math.isfinite(edges[-1]) else [(whole[-1], "≥ " + words(whole[-1]))]
+        below = [(value, plain(value * scale)) for value in round_values(edges[0], whole[-1], size.labels)]
         lines = _marks(area, [(told, value) for told, value in marks if value <= whole[-1]])
-        return Markup("").join([area.grid(), *bars, area.labels(words, whole, far), lines, area.names(axis, "requests")])
+        return Markup("").join([area.grid(), *bars, area.below(below), lines, area.names(axis, "requests")])
 
-    return _both(name, description, 240, draw)
+    return _both(name, description, HEIGHT, draw)
 
 
 def lines(
@@ -98,21 +104,28 @@ def lines(
     places: Sequence[tuple[float, str]],
     series: Sequence[Line],
     words: Words,
+    scale: float,
     axes: tuple[str, str],
 ) -> Markup:
-    """Lines over `places`, which are (x, label); where all y of a place are None there is a gap."""
+    """Lines over `places`, which are (x, label); where all y of a place are None there is a gap.
+
+    `words` tells a value, `scale` makes the axis's unit of it.
+    """
     xs = [x for x, _ in places]
     known = [value for line in series for value in line.values if value is not None]
     padding = (max(xs) - min(xs) or 1.0) * 0.03
+    names = 10 + LETTER * max(len(line.name) for line in series) if len(series) > 1 else RIGHT
 
     def draw(size: Size) -> Markup:
-        area = _Area(size, 240, (min(xs) - padding, max(xs) + padding), (0, max(known)), words)
+        x_range = (min(xs) - padding, max(xs) + padding)
+        area = _Area(size, HEIGHT, x_range, max(known), lambda value: plain(value * scale), right=names)
         drawn = [_line(area, line, places, words, len(xs) <= 40) for line in series]
         every = max(1, math.ceil(len(places) / size.labels))
         below = [(x, label) for number, (x, label) in enumerate(places) if number % every == 0]
-        return Markup("").join([area.grid(), *drawn, area.below(below), _ends(area, xs, series), area.names(*axes)])
+        ends = _ends(area, series) if len(series) > 1 else Markup("")
+        return Markup("").join([area.grid(), *drawn, area.below(below), ends, area.names(*axes)])
 
-    return _both(name, description, 240, draw)
+    return _both(name, description, HEIGHT, draw)
 
 
 def intervals(
@@ -125,7 +138,7 @@ def intervals(
     height = TOP + 34 * len(spans) + BOTTOM
 
     def draw(size: Size) -> Markup:
-        area = _Area(size, height, (low - padding, high + padding), (0, 1), str, left=78)
+        area = _Area(size, height, (low - padding, high + padding), 1.0, plain, left=78)
         ticks = round_values(low, high, size.labels)
         digits = decimals(ticks)
         parts = [area.shade(limits[0][0])] if worse and limits else []
@@ -134,10 +147,12 @@ def intervals(
             x = area.x(value)
             parts.append(tag("path", class_="limit", d=f"M{_plain(x)} {TOP}V{area.bottom}"))
             near_end = x > size.width - 60
-            parts.append(tag("text", told, x=x, y=TOP - 8, text_anchor="end" if near_end else "middle", class_="strong"))
+            parts.append(
+                tag("text", told, x=x, y=TOP - 8, text_anchor="end" if near_end else "middle", class_="strong")
+            )
         for number, span in enumerate(spans):
             parts.append(_span(area, span, TOP + 34 * number + 17, digits + 1))
-        parts.append(area.below([(tick, f"{tick:.{digits}f}".replace("-", "−")) for tick in ticks]))
+        parts.append(area.below([(tick, f"{tick:.{digits}f}") for tick in ticks]))
         return Markup("").join([*parts, area.names(axis, "")])
 
     return _both(name, description, height, draw)
@@ -160,7 +175,7 @@ def round_values(low: float, high: float, most: int, whole_numbers: bool = False
 
 def decimals(values: Sequence[float]) -> int:
     """Digits behind the point that tell these round values apart."""
-    step = min((abs(b - a) for a, b in zip(values, values[1:], strict=False)), default=1.0)
+    step = min((abs(b - a) for a, b in pairwise(values)), default=1.0)
     return max(0, -math.floor(math.log10(step) + 1e-9))
 
 
@@ -172,32 +187,33 @@ class _Area:
         size: Size,
         height: int,
         x_range: tuple[float, float],
-        y_range: tuple[float, float],
+        highest: float,
         words: Words,
         *,
         left: float | None = None,
+        right: float = RIGHT,
         whole_numbers: bool = False,
     ) -> None:
         self.size, self.bottom = size, height - BOTTOM
-        self._x, self._y = x_range, (y_range[0], y_range[1] or 1.0)
-        self._ticks = round_values(*self._y, 5, whole_numbers)
+        self._x, self._highest = x_range, highest or 1.0
+        self.right = size.width - right
+        self._ticks = round_values(0.0, self._highest, 5, whole_numbers)
         self._words = words
         self.left = left or 10 + LETTER * max(len(words(tick)) for tick in self._ticks)
 
     def x(self, value: float) -> float:
         low, high = self._x
-        return self.left + (value - low) / (high - low) * (self.size.width - RIGHT - self.left)
+        return self.left + (value - low) / (high - low) * (self.right - self.left)
 
     def y(self, value: float) -> float:
-        low, high = self._y
-        return self.bottom - (value - low) / (high - low) * (self.bottom - TOP)
+        return self.bottom - value / self._highest * (self.bottom - TOP)
 
     def grid(self) -> Markup:
         """Horizontal lines with their values."""
         parts = []
         for tick in self._ticks:
             y = self.y(tick)
-            path = f"M{_plain(self.left)} {_plain(y)}H{self.size.width - RIGHT}"
+            path = f"M{_plain(self.left)} {_plain(y)}H{_plain(float(self.right))}"
             parts.append(tag("path", class_="grid" if tick else "axis", d=path))
             parts.append(tag("text", self._words(tick), x=self.left - 6, y=y + 4, text_anchor="end"))
         return Markup("").join(parts)
@@ -213,15 +229,8 @@ class _Area:
             parts.append(tag("text", told, x=x, y=self.bottom + 16, text_anchor="middle"))
         return Markup("").join(parts)
 
-    def labels(self, words: Words, edges: Sequence[float], fixed: Sequence[tuple[float, str]]) -> Markup:
-        """Some of a histogram's edges, and what must be said."""
-        every = max(1, math.ceil(len(edges) / self.size.labels))
-        free = self.x(fixed[0][0]) - LETTER * (len(fixed[0][1]) + 2) / 2 if fixed else math.inf
-        shown = [(edge, words(edge)) for edge in edges[::every]]
-        return self.below([(x, told) for x, told in shown if self.x(x) + LETTER * len(told) / 2 < free] + list(fixed))
-
     def names(self, below: str, beside: str) -> Markup:
-        middle = (self.left + self.size.width - RIGHT) / 2
+        middle = (self.left + self.right) / 2
         name = tag("text", below, x=middle, y=self.bottom + 33, text_anchor="middle", class_="name")
         return name + (tag("text", beside, x=2, y=10, class_="name") if beside else Markup(""))
 
@@ -271,20 +280,14 @@ def _line(area: _Area, line: Line, places: Sequence[tuple[float, str]], words: W
     return tag("path", class_=f"line {line.style}", d=" ".join(path)) + Markup("").join(shown)
 
 
-def _ends(area: _Area, xs: Sequence[float], series: Sequence[Line]) -> Markup:
-    """The name of each line above its last point, moved up where two would meet."""
-    parts, taken = [], []
-    placed = []
-    for line in series:
-        known = [(x, value) for x, value in zip(xs, line.values, strict=True) if value is not None]
-        if known:
-            placed.append((area.y(known[-1][1]) - 7, area.x(known[-1][0]), line))
-    for y, x, line in sorted(placed, key=lambda found: -found[0]):
-        while any(abs(y - other) < 13 for other in taken):
-            y -= 1
-        taken.append(y)
-        x = min(x, area.size.width - 2)
-        parts.append(tag("text", line.name, x=x, y=y, text_anchor="end", class_="strong halo"))
+def _ends(area: _Area, series: Sequence[Line]) -> Markup:
+    """The name of each line behind its last point, moved down where two would meet."""
+    last = [(next((value for value in reversed(line.values) if value is not None), None), line.name) for line in series]
+    parts, free = [], -math.inf
+    for y, name in sorted((area.y(value), name) for value, name in last if value is not None):
+        y = max(y, free)
+        free = y + 13
+        parts.append(tag("text", name, x=area.right + 6, y=y + 4, class_="strong"))
     return Markup("").join(parts)
 
 
@@ -301,6 +304,11 @@ def _span(area: _Area, span: Span, y: float, digits: int) -> Markup:
         tag("circle", cx=middle, cy=y, r=4.5),
         class_=style,
     )
+
+
+def plain(value: float) -> str:
+    """A round value without the noise of its computation: `0.3`, `1,500`."""
+    return f"{value:,.10g}"
 
 
 def _plain(value: object) -> str:

@@ -1,4 +1,4 @@
-"""Figures in words, the same in the terminal and in report.html: every number with its unit, "-" where there is none."""
+"""Figures in words, the same in the terminal and in report.html: a number with its unit, "-" where there is none."""
 
 import re
 
@@ -19,16 +19,19 @@ def duration(seconds: float | None) -> str:
 
 
 def rounded(value: float) -> str:
-    """Three digits, no exponent, no digits lost before the point: `0.042`, `1.20`, `99.5`, `1,234`."""
+    """Not below 0. Three digits, no exponent, none lost before the point: `0.042`, `1.20`, `99.5`, `1,234`."""
     size = abs(value)
     if size >= 99.95:
         return f"{value:,.0f}"
     if size >= 9.995:
         return f"{value:.1f}"
-    return f"{value:.2f}" if size >= 0.0995 or not size else f"{value:.3f}"
+    if size < 0.0005:
+        return "< 0.001" if size else "0"
+    return f"{value:.2f}" if size >= 0.0995 else f"{value:.3f}"
 
 
 def rate(per_s: float | None, of: str) -> str:
+    """So many `of` something a second."""
     return NONE if per_s is None else f"{rounded(per_s)} {of}/s"
 
 

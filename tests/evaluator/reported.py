@@ -6,11 +6,12 @@ from dataclasses import replace
 from typing import Any
 
 from evaluated import sample
+
 from evaluator import figures, rouge
 from evaluator.html_report import Material
 from evaluator.records import Sample
 
-WORDS = "the court of a tool library has small fonts which were written by hand and read in the morning with care".split()
+WORDS = "the court of a tool library has small fonts which were written by hand and read in the morning"
 PROFILE = {"profile": "t5"}
 OPTIONS: dict[str, Any] = {
     "endpoint": "127.0.0.1:8001",
@@ -50,8 +51,8 @@ def drawn(rows: int, seconds: float, streamed: bool = False, failed: float = 0.0
     draw = random.Random(seed)
     samples = []
     for number in range(rows):
-        reference = draw.choices(WORDS, k=18)
-        prediction = [word if draw.random() < 0.7 else draw.choice(WORDS) for word in reference]
+        reference = draw.choices(WORDS.split(), k=18)
+        prediction = [word if draw.random() < 0.7 else draw.choice(WORDS.split()) for word in reference]
         latency = draw.lognormvariate(-1.6, 0.35)
         arrivals = [latency * (0.2 + 0.8 * part / 17) for part in range(18)] if streamed else []
         lost = draw.random() < failed
@@ -121,7 +122,7 @@ def compared(made: Material, verdict: str = "PASS", shift: float = 0.0) -> Mater
             "rougeL": of | {"low": -0.26 + shift},
             "rougeLsum": of,
         },
-        "failed_as_zero": {name: -0.4 for name in rouge.TYPES},
+        "failed_as_zero": dict.fromkeys(rouge.TYPES, -0.4),
         "exact_match": 1 - len(differing) / len(made.samples),
         "first_divergence": {"unit": "token", "rows": len(differing), "median": 18},
         "most_diverging": [{"id": id, "difference": -1.25, "position": 18} for id in differing[:20]],
