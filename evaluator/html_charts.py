@@ -12,9 +12,9 @@ from typing import Any
 
 from markupsafe import Markup
 
-from evaluator import distribution, figures, rouge, svg, words
-from evaluator.html_report import JUDGED
+from evaluator import distribution, figures, rouge, sections, svg, words
 from evaluator.records import Sample
+from evaluator.sections import JUDGED, Table
 
 BARS = 30  # of a histogram, at most
 PERCENTILES = (("p50", "low"), ("p90", "middle"), ("p99", "high"))  # and their classes
@@ -27,75 +27,42 @@ class Figure:
     title: str
     sentence: str
     drawing: Markup
-    columns: Sequence[str]
-    rows: Sequence[Sequence[str]]
+    table: Table
     note: str = ""
 
 
 def quality(results: Mapping[str, Any]) -> Figure | None:
     """ROUGE with its intervals; None where nothing completed."""
-    scores, failed = results["rouge"], results["requests"]["failed"]
-    known = {name: scores[name] for name in rouge.TYPES if scores[name]["mean"] is not None}
-    if not known:
+    table = sections.quality(results)
+    if table is None:
         return None
-    profile, rows = scores["profile"], results["requests"]["completed"]
-    spans = [svg.Span(name, of["low"], of["mean"], of["high"]) for name, of in known.items()]
-    named = ", ".join(f"{name} {words.points(of['mean'])}" for name, of in known.items())
-    sentence = f"Mean of {words.count(rows, 'completed row')}, F x 100, profile {profile}: {named}."
-    medians = all("median" in of for of in known.values())
-    columns = ["metric", "mean", f"{rouge.CONFIDENCE} % interval"]
-    columns += ["bootstrap median"] * medians + ["mean, failed rows as 0"] * bool(failed) + ["profile"]
-    table = [
-        [
-            name,
-            words.points(of["mean"]),
-            words.between(of["low"], of["high"]),
-            *([words.points(of["median"])] if medians else []),
-            *([words.points(scores["failed_as_zero"][name])] if failed else []),
-            profile,
-        ]
-        for name, of in known.items()
-    ]
-    title = f"ROUGE, profile {profile}"
-    drawing = svg.intervals(title, sentence, spans, [], "F x 100", worse=False)
+    scores = {name: results["rouge"][name] for name in rouge.TYPES}
+    spans = [svg.Span(name, of["low"], of["mean"], of["high"]) for name, of in scores.items()]
+    named = ", ".join(f"{name} {words.points(of['mean'])}" for name, of in scores.items())
+    rows = words.count(results["requests"]["completed"], "completed row")
+    sentence = f"Mean of {rows}, F x 100, profile {results['rouge']['profile']}: {named}."
+    drawing = svg.intervals(table.title, sentence, spans, [], "F x 100", worse=False)
     note = f"Dot: mean. Bar: {rouge.CONFIDENCE} % percentile bootstrap over the rows, {rouge.RESAMPLES:,} resamples."
-    return Figure(title, sentence, drawing, columns, table, note)
+    return Figure(table.title, sentence, drawing, table, note)
 
 
 def comparison(results: Mapping[str, Any]) -> Figure | None:
     """Differences to the baseline against the margin; None without a baseline."""
-    found = results.get("comparison")
-    known = {} if not found else {name: of for name, of in found["metrics"].items() if of["difference"] is not None}
-    if not found or not known:
+    table = sections.comparison(results)
+    if table is None:
         return None
-    margin = found["margin"]
-    spans = [
-        svg.Span(name, of["low"], of["difference"], of["high"], muted=name not in JUDGED) for name, of in known.items()
-    ]
-    named = ", ".join(
-        f"{name} {words.signed(of['difference'])} ({words.between(of['low'], of['high'], 3)})"
-        for name, of in known.items()
-    )
-    sentence = f"Endpoint minus baseline, {words.count(found['rows'], 'row')}, in points; margin {margin:g}: {named}."
-    rows = [
-        [
-            name if name in JUDGED else f"{name} (not judged)",
-            words.signed(of["difference"]),
-            words.between(of["low"], of["high"], 3),
-            words.signed(found["failed_as_zero"].get(name)),
-            f"{of['rows_needed']:,}" if of["rows_needed"] else words.NONE,
-        ]
-        for name, of in known.items()
-    ]
-    columns = ["metric", "difference", f"{rouge.CONFIDENCE} % interval", "failed rows as 0", "rows that would decide"]
+    found = results["comparison"]
+    margin, known = found["margin"], {n: of for n, of in found["metrics"].items() if of["difference"] is not None}
+    spans = [svg.Span(name, of["low"], of["difference"], of["high"], name not in JUDGED) for name, of in known.items()]
+    named = ", ".join(f"{row[0]} {row[1]} ({row[2]})" for row in table.rows)
+    sentence = f"{words.count(found['rows'], 'row')}; margin {margin:g}: {named}."
     limits = [(-margin, f"-{margin:g}"), (0.0, "0")]
-    title = f"Difference to the baseline, profile {results['rouge']['profile']}"
-    drawing = svg.intervals(title, sentence, spans, limits, "points of F x 100", True)
+    drawing = svg.intervals(table.title, sentence, spans, limits, "points of F x 100", worse=True)
     note = (
-        "Shaded: worse than the margin. PASS: every judged interval lies above the margin. FAIL: one lies wholly below. "
-        "INCONCLUSIVE: neither, and more rows would tell."
+        "Shaded: worse than the margin. PASS: every judged interval lies above the margin. FAIL: one lies wholly "
+        "below. INCONCLUSIVE: neither, and more rows would tell."
     )
-    return Figure(title, sentence, drawing, columns, rows, note)
+    return Figure(table.title, sentence, drawing, table, note)
 
 
 def histogram(title: str, values: Sequence[float], stated: Mapping[str, float | None]) -> Figure | None:
@@ -116,7 +83,7 @@ def histogram(title: str, values: Sequence[float], stated: Mapping[str, float | 
     drawing = svg.columns(title, sentence, found.edges, found.counts, marks, edge_words, scale, unit)
     columns = [f"from, to below ({unit})", "requests"]
     note = "The last bar holds all above." if found.open_ended else ""
-    return Figure(title, sentence, drawing, columns, table, note)
+    return Figure(title, sentence, drawing, Table(title, columns, table), note)
 
 
 def over_time(samples: Sequence[Sample]) -> Figure | None:
@@ -149,7 +116,7 @@ def over_time(samples: Sequence[Sample]) -> Figure | None:
     axes = (f"sent, {unit} since the run began", axis)
     drawing = svg.lines(title, sentence, places, series, words.duration, scale, axes)
     columns = [f"sent ({unit})", "completed", "failed", *(name for name, _ in PERCENTILES)]
-    return Figure(title, sentence, drawing, columns, table)
+    return Figure(title, sentence, drawing, Table(title, columns, table))
 
 
 def sweep(results: Mapping[str, Any]) -> list[Figure]:
@@ -176,8 +143,11 @@ def sweep(results: Mapping[str, Any]) -> list[Figure]:
             "Throughput by load",
             most,
             drawing,
-            [unit, "requests/s"],
-            [[label, words.rounded(value)] for (_, label), value in zip(places, rates, strict=True)],
+            Table(
+                "Throughput by load",
+                [unit, "requests/s"],
+                [[label, words.rounded(value)] for (_, label), value in zip(places, rates, strict=True)],
+            ),
         )
     ]
     series = [
@@ -195,7 +165,7 @@ def sweep(results: Mapping[str, Any]) -> list[Figure]:
             for (_, label), run in zip(places, runs, strict=True)
         ]
         columns = [unit, *(name for name, _ in PERCENTILES)]
-        figures.append(Figure("Latency by load", sentence, drawing, columns, table))
+        figures.append(Figure("Latency by load", sentence, drawing, Table("Latency by load", columns, table)))
     return figures
 
 

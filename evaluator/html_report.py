@@ -18,31 +18,17 @@ import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from evaluator import records, repeat, words
+from evaluator import repeat, sections, words
 from evaluator.errors import missing_package
 from evaluator.records import Sample
 from evaluator.rouge import Scores
 
 NAME = "report.html"
-JUDGED = ("rouge1", "rouge2", "rougeLsum")  # the metrics of the verdict, as T5 reports; rougeL is shown beside
 ERRORS_SHOWN = 20  # distinct ones
 ERROR_LENGTH = 600  # characters of each
-IDS_SHOWN = 3  # of the rows that an error failed
-STREAM = {
-    "latency_s": "latency",
-    "time_to_first_token_s": "time to first token",
-    "time_per_output_token_s": "time per output token",
-    "inter_token_latency_s": "between responses",
-}
-VERDICTS = {
-    "PASS": "As good as the baseline, within the margin.",
-    "FAIL": "Worse than the baseline by more than the margin.",
-    "INCONCLUSIVE": "These rows cannot tell whether the margin is kept.",
-}
 
 
 @dataclass(frozen=True)
@@ -62,16 +48,6 @@ class Material:
     scores: Mapping[str, Scores]
     documents: Mapping[str, str]
     baseline: Mapping[str, str | None] | None = None
-
-
-@dataclass(frozen=True)
-class Failure:
-    """Requests that failed alike. `mend` is what to do about it, where that is known."""
-
-    error: str
-    count: int
-    ids: str
-    mend: str | None
 
 
 def require_packages() -> None:
@@ -113,25 +89,26 @@ def _view(material: Material) -> dict[str, Any]:
     from evaluator import html_charts, html_rows
 
     results, samples = material.results, material.samples
-    times = [table for table in (_times(results), _server(results)) if table]
+    times = [table for table in (sections.times(results), sections.server(results)) if table]
+    wide = [table for table in (sections.loads(results), sections.speed(results)) if table]
     streamed = "time_to_first_token_s" in results  # there are three charts of times then, so there is room beside one
+    failures, others = sections.failures(samples, ERRORS_SHOWN, ERROR_LENGTH)
+    comparison = results.get("comparison")
     return {
         "title": f"{results['model']['name']} on {results['dataset']['name']}",
         "about": _about(results),
-        "started": results["started_at"].replace("T", " ").replace("+00:00", " UTC"),
-        "comparison": _verdict(results.get("comparison")),
+        "verdict": comparison and comparison["verdict"],
+        "sentence": comparison and sections.VERDICTS.get(comparison["verdict"], ""),
+        "comparison": sections.verdict(comparison) if comparison else [],
+        "notes": comparison.get("notes", []) if comparison else [],
         "tiles": _tiles(results),
         "quality": [figure for figure in (html_charts.comparison(results), html_charts.quality(results)) if figure],
         "times": html_charts.of_times(results, samples),
-        "narrow_tables": times if streamed else [],
         "sweep": html_charts.sweep(results),
-        "wide_tables": [
-            *(times if not streamed else []),
-            *(table for table in (_loads(results), _speed(results)) if table),
-        ],
-        "failures": failures(samples),
-        "errors": len(records.failures(samples)),
-        "failed": results["requests"]["failed"],
+        "narrow_tables": times if streamed else [],
+        "wide_tables": wide if streamed else times + wide,
+        "failures": failures,
+        "other_errors": others,
         "diverging": html_rows.diverging(material),
         "worst": html_rows.worst(material),
         "command": _command(results["options"]),
@@ -141,82 +118,21 @@ def _view(material: Material) -> dict[str, Any]:
     }
 
 
-def failures(samples: Sequence[Sample], most: int = ERRORS_SHOWN) -> list[Failure]:
-    """The most frequent errors."""
-    found = []
-    for error, count in records.failures(samples)[:most]:
-        ids = islice((sample.id for sample in samples if sample.error == error), IDS_SHOWN)
-        rest = [f"and {count - IDS_SHOWN:,} more"] if count > IDS_SHOWN else []
-        shown = words.excerpt(error, ERROR_LENGTH)
-        found.append(Failure(shown, count, ", ".join([*(words.excerpt(id, 60) for id in ids), *rest]), _mend(error)))
-    return found
-
-
-def _mend(error: str) -> str | None:
-    """What evaluator/explain.py, where there is one, knows of `STATUS: message`."""
-    try:
-        from evaluator.explain import explain  # type: ignore[import-not-found, unused-ignore]
-    except ImportError:
-        return None
-    status, _, message = error.partition(": ")
-    mend = explain(status, message)
-    return None if mend is None else str(mend)
-
-
 def _about(results: Mapping[str, Any]) -> list[str]:
     options, model, dataset = results["options"], results["model"], results["dataset"]
     return [
         f"model {model['name']} version {model['version']} at {options['endpoint']}",
         f"{dataset['name']}, {words.count(dataset['rows'], 'row')}",
         options["loads"][0],
+        results["started_at"].replace("T", " ").replace("+00:00", " UTC"),
     ]
-
-
-def _verdict(comparison: Mapping[str, Any] | None) -> dict[str, Any] | None:
-    if comparison is None:
-        return None
-    needed = rows_needed(comparison)
-    return {
-        "verdict": comparison["verdict"],
-        "sentence": VERDICTS.get(comparison["verdict"], ""),
-        "facts": [
-            ("baseline", comparison["baseline"]),
-            ("margin", f"{comparison['margin']:g} points"),
-            ("rows compared", f"{comparison['rows']:,}"),
-            ("without a pair", unpaired(comparison.get("unpaired"))),
-            ("the same answer", words.share(comparison["exact_match"])),
-            ("the others", parting(comparison.get("first_divergence"))),
-            *([("rows that would decide", needed)] if needed else []),
-        ],
-        "notes": list(comparison.get("notes") or []),
-    }
-
-
-def unpaired(found: Any) -> str:
-    """Rows that one side has no answer to: `3 of the endpoint, 0 of the baseline`."""
-    return ", ".join(f"{n:,} of the {who}" for who, n in found.items()) if isinstance(found, Mapping) else str(found)
-
-
-def parting(found: Mapping[str, Any] | None) -> str:
-    """Where answers that differ do so: `12 rows, the same for 3 tokens (median)`."""
-    if not found or found.get("median") is None:
-        return words.NONE
-    median, unit = found["median"], found["unit"]
-    return f"{words.count(found['rows'], 'row')}, the same for {median:g} {unit}{'' if median == 1 else 's'} (median)"
-
-
-def rows_needed(comparison: Mapping[str, Any]) -> str | None:
-    """Of the judged metric that needs most; None where none needs any."""
-    found = comparison["metrics"]
-    needed = [found[name]["rows_needed"] for name in JUDGED if found[name]["rows_needed"]]
-    return f"about {max(needed):,}" if needed else None
 
 
 def _tiles(results: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     """The figures that come first: name, value, what belongs to it."""
     scores, latency, requests = results["rouge"], results["latency_s"], results["requests"]
     tiles = []
-    for name in JUDGED:
+    for name in sections.JUDGED:
         low, high = scores[name]["low"], scores[name]["high"]
         told = "nothing completed" if low is None else words.between(low, high)
         tiles.append((name, words.points(scores[name]["mean"], 2), f"{told}, profile {scores['profile']}"))
@@ -236,68 +152,6 @@ def _tiles(results: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     told = f"of {requests['completed'] + requests['failed']:,} requests"
     tiles.append(("failed", f"{requests['failed']:,}", told))
     return tiles
-
-
-Table = tuple[str, Sequence[str], Sequence[Sequence[str]], str]  # title, columns, rows, note
-
-
-def _times(results: Mapping[str, Any]) -> Table | None:
-    """None where nothing completed."""
-    if results["latency_s"]["mean"] is None:
-        return None
-    shown = [(name, results[key]) for key, name in STREAM.items() if key in results]
-    rows = [[name, *map(words.duration, of.values())] for name, of in shown]
-    return "Times", ["", *results["latency_s"]], rows, ""
-
-
-def _loads(results: Mapping[str, Any]) -> Table | None:
-    """The sweep; None for a single load."""
-    runs = results.get("sweep", [])
-    if len(runs) < 2:
-        return None
-    columns = ["load", "requests/s", "output tokens/s", "p50", "p90", "p99", "failed", "other answers"]
-    goodput = ["goodput"] if "goodput" in runs[0] else []
-    rows = []
-    for run in runs:
-        rates, latency = run["throughput"], run["latency_s"]
-        tokens = rates["output_tokens_per_s"]
-        cells = [run["load"]["name"], words.rounded(rates["requests_per_s"])]
-        cells += [words.NONE if tokens is None else words.rounded(tokens)]
-        cells += [words.duration(latency[name]) for name in ("p50", "p90", "p99")]
-        cells += [f"{run['requests']['failed']:,}", f"{run['changed']:,}"]
-        rows.append(cells + [words.share(run["goodput"]["share"]) for _ in goodput])
-    note = "The first load is the one whose answers are scored; other answers: rows answered otherwise than there."
-    return "Loads", columns + goodput, rows, note
-
-
-def _server(results: Mapping[str, Any]) -> Table | None:
-    server = results.get("server")
-    if not server:
-        return None
-    rows = [
-        [name, f"{of['requests']:,}", f"{of['executions']:,}", *map(words.duration, (of["queue_s"], of["compute_s"]))]
-        for name, of in server.items()
-    ]
-    note = "The server's own counters for this run; queue and compute are means of one request."
-    return "In the server", ["model", "requests", "executions", "queue", "compute"], rows, note
-
-
-def _speed(results: Mapping[str, Any]) -> Table | None:
-    """Figures of two folders beside each other."""
-    speed = (results.get("comparison") or {}).get("speed")
-    if not speed:
-        return None
-    rows = []
-    for section, figures in speed.items():
-        told = words.duration if section.endswith("_s") else _number
-        for name, of in figures.items():
-            ratio = words.NONE if of["ratio"] is None else f"{of['ratio']:.3f}"
-            rows.append([f"{STREAM.get(section, section)} {name}", told(of["baseline"]), told(of["endpoint"]), ratio])
-    return "Speed beside the baseline", ["", "baseline", "endpoint", "endpoint / baseline"], rows, ""
-
-
-def _number(value: float | None) -> str:
-    return words.NONE if value is None else words.rounded(value)
 
 
 def _command(options: Mapping[str, Any]) -> str:

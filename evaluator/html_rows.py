@@ -13,7 +13,7 @@ from statistics import fmean
 from typing import TYPE_CHECKING
 
 from evaluator import rouge, words
-from evaluator.html_report import JUDGED
+from evaluator.sections import JUDGED
 
 if TYPE_CHECKING:
     from evaluator.html_report import Material
