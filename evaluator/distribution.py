@@ -6,7 +6,7 @@ samples ─> Interval, Interval, ...: of equal length, whatever the length of th
 
 import math
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -73,6 +73,27 @@ def over_time(samples: Sequence[Sample]) -> list[Interval]:
     for sample in samples:
         within[min(max(bisect_right(edges, sample.sent_s) - 1, 0), len(within) - 1)].append(sample)
     return [_interval(begin, end, found) for (begin, end), found in zip(pairwise(edges), within, strict=True)]
+
+
+def unit_of(seconds: Sequence[float]) -> tuple[str, float]:
+    """One unit for all of these, and how many there are to a second."""
+    return ("ms", 1000.0) if max(seconds) < 2 else ("s", 1.0)
+
+
+def edges_in_words(edges: Sequence[float]) -> tuple[str, Callable[[float], str]]:
+    """The unit of a histogram's edges, and how one is told without it: as many digits as tell them apart."""
+    whole = [edge for edge in edges if math.isfinite(edge)]
+    unit, scale = unit_of(whole)
+    scaled = [edge * scale for edge in whole]
+    digits = decimals(scaled)
+    digits += any(abs(edge - round(edge, digits)) > 1e-6 * (scaled[1] - scaled[0]) for edge in scaled)  # 2.5, 5, 7.5
+    return unit, lambda edge: f"{edge * scale:,.{digits}f}"
+
+
+def decimals(values: Sequence[float]) -> int:
+    """Digits behind the point that tell these round values apart."""
+    step = min((abs(b - a) for a, b in pairwise(values)), default=1.0)
+    return max(0, -math.floor(math.log10(step) + 1e-9))
 
 
 def _interval(begin_s: float, end_s: float, samples: Sequence[Sample]) -> Interval:

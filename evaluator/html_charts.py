@@ -70,8 +70,8 @@ def histogram(title: str, values: Sequence[float], stated: Mapping[str, float | 
     found = distribution.histogram(values, BARS)
     if found is None:
         return None
-    unit, scale = unit_of([edge for edge in found.edges if math.isfinite(edge)])
-    edge_words = edges_in_words(found.edges)
+    unit, edge_words = distribution.edges_in_words(found.edges)
+    _, scale = distribution.unit_of([edge for edge in found.edges if math.isfinite(edge)])
     marks = [(f"{name} {words.duration(stated[name])}", stated[name] or 0.0) for name, _ in PERCENTILES]
     named = ", ".join(told for told, _ in marks)
     largest = f"slowest {words.duration(max(values))}"
@@ -112,7 +112,7 @@ def over_time(samples: Sequence[Sample]) -> Figure | None:
         for each in found
     ]
     title = "Latency over time"
-    axis, scale = unit_of([value for line in series for value in line.values if value is not None])
+    axis, scale = distribution.unit_of([value for line in series for value in line.values if value is not None])
     axes = (f"sent, {unit} since the run began", axis)
     drawing = svg.lines(title, sentence, places, series, words.duration, scale, axes)
     columns = [f"sent ({unit})", "completed", "failed", *(name for name, _ in PERCENTILES)]
@@ -158,7 +158,7 @@ def sweep(results: Mapping[str, Any]) -> list[Figure]:
     if series:
         shown = ", ".join(f"{run['load']['name']}: {words.duration(run['latency_s']['p50'])}" for run in runs)
         sentence = f"Median latency at {shown}."
-        axis, scale = unit_of([value for line in series for value in line.values if value is not None])
+        axis, scale = distribution.unit_of([value for line in series for value in line.values if value is not None])
         drawing = svg.lines("Latency by load", sentence, places, series, words.duration, scale, (unit, axis))
         table = [
             [label, *(words.duration(run["latency_s"][name]) for name, _ in PERCENTILES)]
@@ -181,26 +181,11 @@ def of_times(results: Mapping[str, Any], samples: Sequence[Sample]) -> list[Figu
     return [figure for figure in found if figure is not None]
 
 
-def unit_of(seconds: Sequence[float]) -> tuple[str, float]:
-    """One unit for all of these, and how many there are to a second."""
-    return ("ms", 1000.0) if max(seconds) < 2 else ("s", 1.0)
-
-
-def edges_in_words(edges: Sequence[float]) -> Callable[[float], str]:
-    """Edges of a histogram without their unit, as many digits as tell them apart."""
-    whole = [edge for edge in edges if math.isfinite(edge)]
-    _, scale = unit_of(whole)
-    scaled = [edge * scale for edge in whole]
-    digits = svg.decimals(scaled)
-    digits += any(abs(edge - round(edge, digits)) > 1e-6 * (scaled[1] - scaled[0]) for edge in scaled)  # 2.5, 5, 7.5
-    return lambda edge: f"{edge * scale:,.{digits}f}"
-
-
 def moments(seconds: Sequence[float]) -> tuple[str, Callable[[float], str]]:
     """The unit of moments since a run began, and how one is told: `0.5` s, `2:30` minutes, `10:05` hours."""
     if max(seconds) > 3 * 3600:
         return "h:min", lambda moment: f"{moment // 3600:.0f}:{moment % 3600 // 60:02.0f}"
     if max(seconds) > 180:
         return "min:s", lambda moment: f"{moment // 60:.0f}:{moment % 60:02.0f}"
-    digits = svg.decimals(seconds)
+    digits = distribution.decimals(seconds)
     return "s", lambda moment: f"{moment:.{digits}f}"

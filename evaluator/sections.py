@@ -78,7 +78,7 @@ def comparison(results: Results) -> Table | None:
     found = results.get("comparison") or {"metrics": {}}
     rows = [
         [
-            name if name in JUDGED else f"{name} (not judged)",
+            name,
             words.signed(of["difference"]),
             words.between(of["low"], of["high"], 3),
             words.signed(found["failed_as_zero"].get(name)),
@@ -90,8 +90,9 @@ def comparison(results: Results) -> Table | None:
     if not rows:
         return None
     profile = found.get("profile", results["rouge"]["profile"])
-    columns = ["metric", "difference", f"{rouge.CONFIDENCE} % interval", "failed rows as 0", "rows that would decide"]
-    return Table(f"Endpoint minus baseline, profile {profile} (points)", columns, rows)
+    columns = ["metric", "difference", f"{rouge.CONFIDENCE} % interval", "failed rows as 0", "rows needed"]
+    note = "rougeL is not judged. Rows needed: so many like these would decide."
+    return Table(f"Endpoint minus baseline, profile {profile} (points)", columns, rows, note)
 
 
 def verdict(found: Results) -> Facts:
@@ -107,7 +108,7 @@ def verdict(found: Results) -> Facts:
         ("the same answer", words.share(found["exact_match"])),
         ("the others", _parting(found.get("first_divergence"))),
     ]
-    return facts + ([("rows that would decide", f"about {max(needed):,}")] if needed else [])
+    return facts + ([("rows needed", f"about {max(needed):,}")] if needed else [])
 
 
 def times(results: Results) -> Table | None:
@@ -123,16 +124,16 @@ def loads(results: Results) -> Table | None:
     runs = results.get("sweep", [])
     if len(runs) < 2:
         return None
-    columns = ["load", "requests/s", "output tokens/s", "p50", "p90", "p99", "failed", "other answers"]
+    columns = [*runs[0]["load"]["name"].split()[:1], "requests/s", "output tokens/s", "p50", "p99", "failed", "changed"]
     goodput = "goodput" in runs[0]
     rows = []
     for run in runs:
         rates, latency = run["throughput"], run["latency_s"]
-        cells = [run["load"]["name"], _number(rates["requests_per_s"]), _number(rates["output_tokens_per_s"])]
-        cells += [words.duration(latency[name]) for name in ("p50", "p90", "p99")]
+        cells = [f"{run['load']['value']:g}", _number(rates["requests_per_s"]), _number(rates["output_tokens_per_s"])]
+        cells += [words.duration(latency[name]) for name in ("p50", "p99")]
         cells += [f"{run['requests']['failed']:,}", f"{run['changed']:,}"]
         rows.append(cells + ([words.share(run["goodput"]["share"])] if goodput else []))
-    note = "The first load is the one whose answers are scored; other answers: rows answered otherwise than there."
+    note = "The first load is the one whose answers are scored; changed: rows answered otherwise than there."
     return Table("Loads", columns + ["goodput"] * goodput, rows, note)
 
 

@@ -10,10 +10,11 @@ page's stylesheet has light and dark. Text is escaped by construction: elements 
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import NamedTuple
 
 from markupsafe import Markup, escape
+
+from evaluator import distribution
 
 LETTER = 6.6  # width of a figure, in the 12 units of the charts' letters: a little more than any sans-serif has
 
@@ -140,7 +141,7 @@ def intervals(
     def draw(size: Size) -> Markup:
         area = _Area(size, height, (low - padding, high + padding), 1.0, plain, left=78)
         ticks = round_values(low, high, size.labels)
-        digits = decimals(ticks)
+        digits = distribution.decimals(ticks)
         parts = [area.shade(limits[0][0])] if worse and limits else []
         parts += [tag("path", class_="grid", d=f"M{_plain(area.x(tick))} {TOP}V{area.bottom}") for tick in ticks]
         for value, told in limits:
@@ -171,12 +172,6 @@ def round_values(low: float, high: float, most: int, whole_numbers: bool = False
             if last - first + 1 <= most:
                 return [number * step for number in range(first, last + 1)]
     return [low]  # not reached: ten times the span has two multiples at most
-
-
-def decimals(values: Sequence[float]) -> int:
-    """Digits behind the point that tell these round values apart."""
-    step = min((abs(b - a) for a, b in pairwise(values)), default=1.0)
-    return max(0, -math.floor(math.log10(step) + 1e-9))
 
 
 class _Area:
