@@ -16,7 +16,7 @@ from markupsafe import Markup, escape
 
 from evaluator import distribution
 
-LETTER = 6.6  # width of a figure, in the 12 units of the charts' letters: a little more than any sans-serif has
+LETTER = 7.7  # width of a digit of 12 units in DejaVu Sans, as wide as any sans-serif has them
 
 
 class Size(NamedTuple):
@@ -30,6 +30,7 @@ class Size(NamedTuple):
 SIZES = (Size("wide", 560, 7), Size("narrow", 304, 4))
 TOP, RIGHT, BOTTOM = 22, 14, 38  # margins of a drawing; the left one is as wide as its labels
 HEIGHT = 240
+COUNTED = "requests"  # by a histogram
 
 
 @dataclass(frozen=True)
@@ -93,8 +94,8 @@ def columns(
             shape = {"x": left + 0.5, "y": top, "width": max(right - left - 1, 0.5), "height": area.bottom - top}
             bars.append(tag("rect", hover, class_=style, **shape))
         below = [(value, plain(value * scale)) for value in round_values(edges[0], whole[-1], size.labels)]
-        lines = _marks(area, [(told, value) for told, value in marks if value <= whole[-1]])
-        return Markup("").join([area.grid(), *bars, area.below(below), lines, area.names(axis, "requests")])
+        lines = _marks(area, [(told, value) for told, value in marks if value <= whole[-1]], LETTER * len(COUNTED))
+        return Markup("").join([area.grid(), *bars, area.below(below), lines, area.names(axis, COUNTED)])
 
     return _both(name, description, HEIGHT, draw)
 
@@ -245,9 +246,9 @@ def _both(name: str, description: str, height: int, draw: Callable[[Size], Marku
     return Markup("").join(drawings)
 
 
-def _marks(area: _Area, marks: Sequence[tuple[str, float]]) -> Markup:
-    """Named lines across a histogram; names that would meet stand in the next line below."""
-    parts, ends = [], [-math.inf] * 3
+def _marks(area: _Area, marks: Sequence[tuple[str, float]], free: float) -> Markup:
+    """Named lines across a histogram, from `free` on; names that would meet stand in the next line below."""
+    parts, ends = [], [free, -math.inf, -math.inf]
     for told, value in marks:
         x, half = area.x(value), LETTER * len(told) / 2
         centre = min(max(x, area.left + half), area.size.width - half)

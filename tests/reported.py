@@ -130,3 +130,28 @@ def compared(made: Material, verdict: str = "PASS", shift: float = 0.0) -> Mater
         "speed": None,
     }
     return replace(made, results={**made.results, "comparison": comparison}, baseline=theirs)
+
+
+HOSTILE = (
+    "</script><script>alert(1)</script>",
+    "\"><img src=x onerror=alert(1)>' onmouseover='alert(1)",
+    "line\u2028separator\u2029paragraph \u202eright to left\u202c \u05e9\u05dc\u05d5\u05dd \u0645\u0631",
+    "nul \x00 bell \x07 escape \x1b[31m carriage\rreturn delete \x7f half \ud800",
+    "{{ 7 * 7 }} {% raw %} ${7*7} <!-- ]]> &lt;b&gt; &amp;",
+    "unbroken" * 12_500,
+    "",
+    "\u200b \U0001f600 e\u0301 \ufeff",
+)
+
+
+def hostile() -> Material:
+    """Each of HOSTILE as id, reference, prediction, error; names and options of that kind, too."""
+    samples = drawn(60, 2)
+    for number, text in enumerate(HOSTILE):
+        samples[number] = replace(samples[number], id=f"{number} {text[:200]}", reference=text, prediction=text)
+        lost = {"prediction": None, "output_ids": None, "error": f"INTERNAL: {text}"}
+        samples[20 + number] = replace(samples[20 + number], **lost)
+    made = material(samples, options={"model": '"><img src=x onerror=alert(1)>', "prompt": HOSTILE[0] + "{document}"})
+    dataset = {**made.results["dataset"], "name": "<b>rows</b>"}
+    documents = {sample.id: HOSTILE[number % len(HOSTILE)] for number, sample in enumerate(samples)}
+    return replace(made, results={**made.results, "dataset": dataset}, documents=documents)
