@@ -75,7 +75,7 @@ def histogram(title: str, values: Sequence[float], stated: Mapping[str, float | 
     marks = [(f"{name} {words.duration(stated[name])}", stated[name] or 0.0) for name, _ in PERCENTILES]
     named = ", ".join(told for told, _ in marks)
     largest = f"slowest {words.duration(max(values))}"
-    sentence = f"{words.count(len(values), 'value')}: {named}, {largest}."
+    sentence = f"{words.count(len(values), 'request')}: {named}, {largest}."
     table = [
         [f"{edge_words(low)} to {edge_words(high)}" if math.isfinite(high) else f"{edge_words(low)} and more", f"{n:,}"]
         for low, high, n in zip(found.edges, found.edges[1:], found.counts, strict=False)

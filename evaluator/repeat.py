@@ -19,7 +19,7 @@ def command(options: Mapping[str, Any]) -> list[list[str]]:
         name = str(parameter.name)
         if name in ("concurrency", "rate"):
             values = _loads(name, options["loads"])
-        elif name in LEFT_OUT or options.get(name) in (None, False):
+        elif name in LEFT_OUT or options.get(name) is None or options[name] is False:
             continue
         else:
             values = _values(name, options[name], parameter.default)

@@ -49,4 +49,7 @@ def fetch(folder: Path) -> None:
 if __name__ == "__main__":
     target = Path(sys.argv[1])
     target.mkdir(parents=True, exist_ok=True)
-    fetch(target)
+    try:
+        fetch(target)
+    except (OSError, ValueError, subprocess.SubprocessError) as error:
+        sys.exit(f"{type(error).__name__}: {error}")

@@ -176,6 +176,10 @@ def test_print_shows_the_tables(opened: Any) -> None:
     heights = "[...document.querySelectorAll('figure details table')].map(e => e.checkVisibility())"
     assert not any(page.evaluate(heights))
     page.emulate_media(media="print")
+    page.set_viewport_size({"width": 718, "height": 1000})  # A4 within Chromium's margins
+    assert page.evaluate("document.documentElement.scrollWidth") == 718
+    inside = "[...document.querySelectorAll('.scroll')].every(e => e.scrollWidth <= e.clientWidth)"
+    assert page.evaluate(inside), "a table is cut"
     assert all(page.evaluate(heights))
     assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
 
