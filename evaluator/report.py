@@ -63,6 +63,9 @@ def print_summary(evaluation: "Evaluation") -> None:
     if results.get("comparison"):
         print_comparison(console, results)
     _print_facts(console, _facts(results))
+    if not results["requests"]["completed"]:
+        _print(console, "no request completed: nothing to score, nothing to time")
+        _print(console)
     _print_table(console, sections.quality(results))
     latencies = [sample.latency_s for sample in samples if sample.error is None]
     _print_histogram(console, latencies)

@@ -2,6 +2,7 @@
 
 import json
 import re
+import sys
 import time
 from dataclasses import replace
 from html.parser import HTMLParser
@@ -15,6 +16,7 @@ from reported import HOSTILE, OPTIONS, compared, drawn, hostile, material
 
 from evaluator import figures, html_report, html_rows, repeat, rouge
 from evaluator.cli import _options, run
+from evaluator.errors import OptionsError
 from evaluator.html_report import Material
 
 SWEEP = {"loads": ["concurrency 8", "concurrency 1", "concurrency 32"], "slo": {"latency": 0.3, "ttft": 0.1}}
@@ -365,3 +367,9 @@ def test_a_hundred_thousand_rows_stay_a_small_file() -> None:
     html = html_report.html(replace(few, samples=many, scores=scores, documents=dict.fromkeys(scores, "d" * 9999)))
     assert time.monotonic() - began < 30
     assert len(html) < 200_000
+
+
+def test_without_jinja2_nothing_is_sent_and_the_mend_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "jinja2", None)
+    with pytest.raises(OptionsError, match=r"report\.html needs the package jinja2.*\n.*ftconvert\[eval\]"):
+        html_report.require_packages()
