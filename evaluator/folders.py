@@ -2,8 +2,8 @@
 
     gs://... ─> temporary folder ─ run ─> every COPIED_S seconds, and at the end: what has changed ─> gs://...
 
-A bucket's objects cannot grow, so samples.jsonl is copied again and again; a pod that is killed has to ask again what it
-was answered since the last copy. results.json is copied last, as it is written last.
+A bucket's objects cannot grow, so samples.jsonl is copied again and again; a pod that is killed has to ask again what
+it was answered since the last copy. results.json is copied last, as it is written last.
 """
 
 import tempfile

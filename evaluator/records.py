@@ -148,22 +148,24 @@ def to_json(results: Mapping[str, Any]) -> str:
     return json.dumps(results, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
-def check_folder(folder: Path, resume: bool) -> None:
-    """Whether a run may write to `folder`.
+def check_folder(folder: Path, place: str, resume: bool) -> None:
+    """Whether a run may write to `folder`, which people know as `place`, or with `resume` go on with what it holds.
 
     Raises:
         UsageError: it is a file, or holds the results of another run, or what one has left that is not resumed.
     """
     if folder.exists() and not folder.is_dir():
-        raise UsageError(f"--output: expected a folder, found the file {folder}\n  mend: give another folder")
+        raise UsageError(f"--output: expected a folder, found the file {place}\n  mend: give another folder")
+    if resume:
+        return
     if (folder / RESULTS).exists():
         raise UsageError(
-            f"--output: expected a folder without results, found {folder / RESULTS} of another run\n"
+            f"--output: expected a folder without results, found {place}/{RESULTS} of another run\n"
             "  mend: give another folder, or remove that file"
         )
-    if not resume and (folder / SAMPLES).exists():
+    if (folder / SAMPLES).exists():
         raise UsageError(
-            f"--output: expected a new folder, found {folder / SAMPLES} of a run that did not finish\n"
+            f"--output: expected a new folder, found {place}/{SAMPLES} of a run that did not finish\n"
             "  mend: --resume goes on with it; or give another folder"
         )
 

@@ -54,14 +54,10 @@ def no_progress_bar(rows: int, done: int, name: str) -> Iterator[Callable[[], No
 
 def print_summary(evaluation: "Evaluation") -> None:
     """The readable result, on stdout."""
-    try:
-        from rich.console import Console
-    except ImportError as error:
-        raise missing_package("rich", "the summary (use --json without it)") from error
-    console = Console(highlight=False, markup=False, emoji=False)
+    console = _console("the summary")
     results, samples = evaluation.results, evaluation.samples
     if results.get("comparison"):
-        print_comparison(console, results)
+        _print_comparison(console, results)
     _print_facts(console, _facts(results))
     if not results["requests"]["completed"]:
         _print(console, "no request completed: nothing to score, nothing to time")
@@ -81,10 +77,23 @@ def print_summary(evaluation: "Evaluation") -> None:
         _print(console, f"and {words.count(others, 'other error')}, in samples.jsonl")
     if failures:
         _print(console)
-    _print(console, f"results  {evaluation.folder}")
+    _print(console, f"results  {evaluation.place}")
 
 
-def print_comparison(console: "Console", results: Mapping[str, Any]) -> None:
+def print_comparison(found: Mapping[str, Any]) -> None:
+    """What `evaluate compare` found, on stdout."""
+    _print_comparison(_console("what `evaluate compare` found"), {"comparison": found})
+
+
+def _console(what: str) -> "Console":
+    try:
+        from rich.console import Console
+    except ImportError as error:
+        raise missing_package("rich", f"{what} (use --json without it)") from error
+    return Console(highlight=False, markup=False, emoji=False)
+
+
+def _print_comparison(console: "Console", results: Mapping[str, Any]) -> None:
     """The verdict and what it is made of; `results` with a `comparison`."""
     found = results["comparison"]
     _print(console, found["verdict"], COLOURS.get(found["verdict"], "bold"))
