@@ -16,7 +16,6 @@ from evaluator import bucket, rouge, verdict
 from evaluator.baselines import Baseline, load_baseline
 from evaluator.errors import DatasetError, UsageError
 
-JUDGED = ("rouge1", "rouge2", "rougeLsum")  # those that T5 reports; rougeL is shown beside
 FEWEST = 50  # pairs below which nothing is judged: from there on wrong verdicts were simulated
 DIVERGING_SHOWN = 20  # rows
 IDS_SHOWN = 5  # in a message
@@ -96,7 +95,7 @@ class _Pair:
 
     def difference(self) -> float:
         ours, theirs = self.scores
-        return math.fsum(ours[i] - theirs[i] for i in map(rouge.TYPES.index, JUDGED)) / len(JUDGED)
+        return math.fsum(ours[i] - theirs[i] for i in map(rouge.TYPES.index, rouge.JUDGED)) / len(rouge.JUDGED)
 
 
 def compare(
@@ -131,7 +130,7 @@ def compare(
         if (score := our_scores[i]) and (their_score := their_scores[i])
     ]
     metrics = _metrics(pairs, margin)
-    judged = [(metrics[name].low, metrics[name].high) for name in JUDGED]
+    judged = [(metrics[name].low, metrics[name].high) for name in rouge.JUDGED]
     known = [(low, high) for low, high in judged if low is not None and high is not None]
     few = len(pairs) < FEWEST
     tokens = all(None not in pair.ids for pair in pairs)

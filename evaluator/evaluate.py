@@ -38,7 +38,7 @@ from evaluator.errors import (
     TransientError,
     UsageError,
 )
-from evaluator.explain import explain
+from evaluator.explain import mend_of
 from evaluator.measure import Plan, ProgressBar, Run
 from evaluator.options import Options
 from evaluator.protocols.base import ServedModel
@@ -87,7 +87,7 @@ def judgement(found: Mapping[str, Any]) -> EvaluateError:
     lines = [
         f"{name}: {metrics[name]['difference']:+.3f} ({metrics[name]['low']:+.3f} to {metrics[name]['high']:+.3f})"
         + (f", about {metrics[name]['rows_needed']} rows would tell" if metrics[name]["rows_needed"] else "")
-        for name in comparison.JUDGED
+        for name in rouge.JUDGED
         if metrics[name]["difference"] is not None
     ]
     if found["verdict"] == verdict.FAIL:
@@ -107,8 +107,7 @@ def judgement(found: Mapping[str, Any]) -> EvaluateError:
 
 def told(error: str, count: int) -> list[str]:
     """An error of samples.jsonl, how often it was, and what to do."""
-    status, _, message = error.partition(": ")
-    mend = explain(status, message)
+    mend = mend_of(error)
     return [f"{count} x {error}", *([f"  mend: {mend}"] if mend else [])]
 
 

@@ -14,7 +14,7 @@ from markupsafe import Markup
 
 from evaluator import distribution, figures, rouge, sections, svg, words
 from evaluator.records import Sample
-from evaluator.sections import JUDGED, Table
+from evaluator.sections import Table
 
 BARS = 30  # of a histogram, at most
 PERCENTILES = (("p50", "low"), ("p90", "middle"), ("p99", "high"))  # and their classes
@@ -53,7 +53,9 @@ def comparison(results: Mapping[str, Any]) -> Figure | None:
         return None
     found = results["comparison"]
     margin, known = found["margin"], {n: of for n, of in found["metrics"].items() if of["difference"] is not None}
-    spans = [svg.Span(name, of["low"], of["difference"], of["high"], name not in JUDGED) for name, of in known.items()]
+    spans = [
+        svg.Span(name, of["low"], of["difference"], of["high"], name not in rouge.JUDGED) for name, of in known.items()
+    ]
     named = ", ".join(f"{row[0]} {row[1]} ({row[2]})" for row in table.rows)
     sentence = f"{words.count(found['rows'], 'row')}; margin {margin:g}: {named}."
     limits = [(-margin, f"-{margin:g}"), (0.0, "0")]

@@ -21,7 +21,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from evaluator import repeat, sections, words
+from evaluator import repeat, rouge, sections, words
 from evaluator.errors import missing_package
 from evaluator.records import Sample
 from evaluator.rouge import Scores
@@ -132,7 +132,7 @@ def _tiles(results: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     """The figures that come first: name, value, what belongs to it."""
     scores, latency, requests = results["rouge"], results["latency_s"], results["requests"]
     tiles = []
-    for name in sections.JUDGED:
+    for name in rouge.JUDGED:
         low, high = scores[name]["low"], scores[name]["high"]
         told = "nothing completed" if low is None else words.between(low, high)
         tiles.append((name, words.points(scores[name]["mean"], 2), f"{told}, profile {scores['profile']}"))

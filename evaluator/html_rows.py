@@ -13,7 +13,6 @@ from statistics import fmean
 from typing import TYPE_CHECKING
 
 from evaluator import rouge, words
-from evaluator.sections import JUDGED
 
 if TYPE_CHECKING:
     from evaluator.html_report import Material
@@ -22,6 +21,8 @@ ROWS = 10  # of each kind
 LENGTH = 700  # characters of a text
 DOCUMENT = 400  # of a document
 BEFORE = 80  # characters shown before the first difference, where the beginning is the same for longer than LENGTH
+
+_INDEX = {name: rouge.TYPES.index(name) for name in rouge.JUDGED}  # in a row's scores
 
 Part = tuple[str, bool]  # a piece of a text, and whether the other text has something else there
 
@@ -46,7 +47,7 @@ class Shown:
 
 def worst(material: "Material") -> list[Shown]:
     """Completed rows with the lowest mean of the judged metrics, the lowest first."""
-    means = {id: fmean(scores[rouge.TYPES.index(name)] for name in JUDGED) for id, scores in material.scores.items()}
+    means = {id: fmean(scores[_INDEX[name]] for name in _INDEX) for id, scores in material.scores.items()}
     ids = sorted(means, key=lambda id: means[id])[:ROWS]
     return _shown(material, {id: [] for id in ids})
 
@@ -84,7 +85,7 @@ def _shown(material: "Material", facts: Mapping[str, Sequence[str]]) -> list[Sho
         if sample is None:
             continue
         scores = material.scores.get(id)
-        figures = [f"{name} {words.points(scores[rouge.TYPES.index(name)], 1)}" for name in JUDGED] if scores else []
+        figures = [f"{name} {words.points(scores[_INDEX[name]], 1)}" for name in _INDEX] if scores else []
         cut = ["prompt cut"] if sample.truncated else []
         texts = [_text("Document", material.documents[id], DOCUMENT)] if id in material.documents else []
         texts.append(_text("Reference", sample.reference))

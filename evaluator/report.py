@@ -54,10 +54,10 @@ def no_progress_bar(rows: int, done: int, name: str) -> Iterator[Callable[[], No
 
 def print_summary(evaluation: "Evaluation") -> None:
     """The readable result, on stdout."""
-    console = _console("the summary")
+    console = _console()
     results, samples = evaluation.results, evaluation.samples
     if results.get("comparison"):
-        _print_comparison(console, results)
+        print_comparison(results)
     _print_facts(console, _facts(results))
     if not results["requests"]["completed"]:
         _print(console, "no request completed: nothing to score, nothing to time")
@@ -80,22 +80,9 @@ def print_summary(evaluation: "Evaluation") -> None:
     _print(console, f"results  {evaluation.place}")
 
 
-def print_comparison(found: Mapping[str, Any]) -> None:
-    """What `evaluate compare` found, on stdout."""
-    _print_comparison(_console("what `evaluate compare` found"), {"comparison": found})
-
-
-def _console(what: str) -> "Console":
-    try:
-        from rich.console import Console
-    except ImportError as error:
-        raise missing_package("rich", f"{what} (use --json without it)") from error
-    return Console(highlight=False, markup=False, emoji=False)
-
-
-def _print_comparison(console: "Console", results: Mapping[str, Any]) -> None:
-    """The verdict and what it is made of; `results` with a `comparison`."""
-    found = results["comparison"]
+def print_comparison(results: Mapping[str, Any]) -> None:
+    """The verdict and what it is made of, on stdout; of `results` it takes `comparison`, which must be there."""
+    console, found = _console(), results["comparison"]
     _print(console, found["verdict"], COLOURS.get(found["verdict"], "bold"))
     _print(console, sections.VERDICTS.get(found["verdict"], ""))
     _print(console)
@@ -124,6 +111,14 @@ def _facts(results: Mapping[str, Any]) -> sections.Facts:
     ]
     goodput = sections.goodput(results)
     return facts + ([("goodput", goodput)] if goodput else [])
+
+
+def _console() -> "Console":
+    try:
+        from rich.console import Console
+    except ImportError as error:
+        raise missing_package("rich", "the summary (use --json without it)") from error
+    return Console(highlight=False, markup=False, emoji=False)
 
 
 def _print(console: "Console", line: str = "", style: str = "") -> None:

@@ -9,9 +9,9 @@ from itertools import islice
 from typing import Any
 
 from evaluator import records, rouge, words
+from evaluator.explain import mend_of
 from evaluator.records import Sample
 
-JUDGED = ("rouge1", "rouge2", "rougeLsum")  # the metrics of the verdict, as T5 reports; rougeL is shown beside
 VERDICTS = {
     "PASS": "As good as the baseline, within the margin.",
     "FAIL": "Worse than the baseline by more than the margin.",
@@ -89,7 +89,7 @@ def comparison(results: Results) -> Table | None:
     ]
     if not rows:
         return None
-    profile = found.get("profile", results["rouge"]["profile"])
+    profile = found.get("profile") or results["rouge"]["profile"]
     columns = ["metric", "difference", f"{rouge.CONFIDENCE} % interval", "failed rows as 0", "rows needed"]
     note = "rougeL is not judged. Rows needed: so many like these would decide."
     return Table(f"Endpoint minus baseline, profile {profile} (points)", columns, rows, note)
@@ -97,7 +97,7 @@ def comparison(results: Results) -> Table | None:
 
 def verdict(found: Results) -> Facts:
     """What belongs to the verdict of a comparison, but for the differences."""
-    needed = [found["metrics"][name]["rows_needed"] for name in JUDGED if found["metrics"][name]["rows_needed"]]
+    needed = [found["metrics"][name]["rows_needed"] for name in rouge.JUDGED if found["metrics"][name]["rows_needed"]]
     missing = found.get("unpaired") or {}
     unpaired = ", ".join(f"{rows:,} of the {who}" for who, rows in missing.items()) or words.NONE
     facts = [
@@ -189,19 +189,8 @@ def failures(samples: Sequence[Sample], most: int, length: int) -> tuple[list[Fa
         ids = islice((sample.id for sample in samples if sample.error == error), IDS_SHOWN)
         rest = [f"and {count - IDS_SHOWN:,} more"] if count > IDS_SHOWN else []
         named = ", ".join([*(words.excerpt(id, ID_LENGTH) for id in ids), *rest])
-        found.append(Failure(words.excerpt(error, length), count, named, _mend(error)))
+        found.append(Failure(words.excerpt(error, length), count, named, mend_of(error)))
     return found, len(errors) - len(found)
-
-
-def _mend(error: str) -> str | None:
-    """What evaluator/explain.py, where there is one, knows of `STATUS: message`."""
-    try:
-        from evaluator.explain import explain  # type: ignore[import-not-found, unused-ignore]
-    except ImportError:
-        return None
-    status, _, message = error.partition(": ")
-    mend = explain(status, message)
-    return None if mend is None else str(mend)
 
 
 def _parting(found: Results | None) -> str:

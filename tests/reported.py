@@ -20,6 +20,7 @@ OPTIONS: dict[str, Any] = {
     "dataset": "data/test rows.jsonl",
     "limit": None,
     "shuffle": None,
+    "split": "test",
     "tokenizer": "spiece.model",
     "prompt": "summarize: {document}",
     "max_input_tokens": 512,
@@ -41,6 +42,7 @@ OPTIONS: dict[str, Any] = {
     "tls": False,
     "ca_certificate": None,
     "authority": None,
+    "keepalive": None,
     "headers": [],
     "loads": ["concurrency 8"],
 }

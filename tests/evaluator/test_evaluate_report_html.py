@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from reported import HOSTILE, OPTIONS, compared, drawn, hostile, material
 
-from evaluator import figures, html_report, html_rows, repeat, rouge
+from evaluator import figures, html_report, html_rows, repeat, rouge, svg
 from evaluator.cli import _options, run
 from evaluator.errors import OptionsError
 from evaluator.html_report import Material
@@ -86,10 +86,11 @@ def page(made: Material) -> Page:
 
 def test_rouge_is_that_of_the_results(made: Material, page: Page) -> None:
     header, *rows = page.tables["ROUGE, profile t5 (F x 100)"]
-    assert header == ["metric", "mean", "95 % interval", "mean, failed rows as 0", "profile"]
+    assert header == ["metric", "mean", "95 % interval", "bootstrap median", "mean, failed rows as 0", "profile"]
     assert [row[0] for row in rows] == list(rouge.TYPES)
-    for name, mean, interval, as_zero, profile in rows:
+    for name, mean, interval, median, as_zero, profile in rows:
         of = made.results["rouge"][name]
+        assert float(median) == pytest.approx(of["median"], abs=0.0005)
         assert float(mean) == pytest.approx(of["mean"], abs=0.0005)
         assert [float(end) for end in interval.split(" to ")] == pytest.approx([of["low"], of["high"]], abs=0.005)
         assert float(as_zero) == pytest.approx(made.results["rouge"]["failed_as_zero"][name], abs=0.0005)
@@ -198,6 +199,9 @@ def test_what_differs_from_the_baseline_is_marked_and_nothing_else(made: Materia
     assert [part for part, differs in ours.parts if differs] == []
     assert [part for part, differs in theirs.parts if differs] == [" now"]
     assert "".join(part for part, _ in theirs.parts) == made.baseline[shown[0].id]  # type: ignore[index]
+
+    diverging = html_report.html(made).split("<h2>Rows that differ")[1].split("<h2>")[0]
+    assert re.findall(r"<mark>(.*?)</mark>", diverging) == [" now"] * html_rows.ROWS
 
     assert html_rows.compared("a b c", "a x c") == (
         [("a ", False), ("b", True), (" c", False)],
@@ -338,6 +342,12 @@ def test_hostile_texts_are_data() -> None:
         "code",
         "pre",
     }
+
+
+def test_charts_escape_by_construction() -> None:
+    made = svg.tag("text", '<b>&"', svg.tag("title", "x"), class_='"><', x=1.5, stroke_width=2.0)
+    expected = '<text class="&#34;&gt;&lt;" x="1.5" stroke-width="2">&lt;b&gt;&amp;&#34;<title>x</title></text>'
+    assert made == expected
 
 
 def test_nothing_may_be_loaded_or_run() -> None:
