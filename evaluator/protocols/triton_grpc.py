@@ -102,7 +102,7 @@ class TritonGrpc:
         self._parts = parts
         self.takes_ids = signature.kind.ids
         self.continues = signature.kind.continues
-        self.repeats = signature.repeats
+        self.repeats = signature.kind.repeats
         self._signature = signature
         self._connection = connection
         self._metadata = metadata or None
