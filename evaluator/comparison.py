@@ -12,12 +12,10 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from evaluator import rouge, verdict
+from evaluator import bucket, rouge, verdict
 from evaluator.baselines import Baseline, load_baseline
 from evaluator.errors import DatasetError, UsageError
-from evaluator.sources import BUCKET
 
-JUDGED = ("rouge1", "rouge2", "rougeLsum")  # those that T5 reports; rougeL is shown beside
 FEWEST = 50  # pairs below which nothing is judged: from there on wrong verdicts were simulated
 DIVERGING_SHOWN = 20  # rows
 IDS_SHOWN = 5  # in a message
@@ -97,7 +95,7 @@ class _Pair:
 
     def difference(self) -> float:
         ours, theirs = self.scores
-        return math.fsum(ours[i] - theirs[i] for i in map(rouge.TYPES.index, JUDGED)) / len(JUDGED)
+        return math.fsum(ours[i] - theirs[i] for i in map(rouge.TYPES.index, rouge.JUDGED)) / len(rouge.JUDGED)
 
 
 def compare(
@@ -132,7 +130,7 @@ def compare(
         if (score := our_scores[i]) and (their_score := their_scores[i])
     ]
     metrics = _metrics(pairs, margin)
-    judged = [(metrics[name].low, metrics[name].high) for name in JUDGED]
+    judged = [(metrics[name].low, metrics[name].high) for name in rouge.JUDGED]
     known = [(low, high) for low, high in judged if low is not None and high is not None]
     few = len(pairs) < FEWEST
     tokens = all(None not in pair.ids for pair in pairs)
@@ -167,7 +165,7 @@ def compare_folders(a: str, b: str, margin: float = verdict.MARGIN) -> Compariso
         NotFoundError, TransientError, OptionsError: as `load_baseline`.
     """
     for path in (a, b):
-        if path.endswith(".jsonl") if path.startswith(BUCKET) else Path(path).is_file():
+        if path.endswith(".jsonl") if bucket.is_one(path) else Path(path).is_file():
             raise UsageError(f"compare: expected two folders of finished `evaluate` runs, found the file {path}")
     before, after = load_baseline(a, "compare"), load_baseline(b, "compare")
     rows = {run.name: _stated(run, "dataset", "rows_sha256") for run in (before, after)}

@@ -1,9 +1,11 @@
 """The whole flow of `evaluate`: check everything that can be checked, send every row, score, write.
 
-Options ─> data set, tokenizer, output folder ─> preflight ─> measure ─> samples ─> ROUGE, figures ─> results
+Options ─> output folder, data set, tokenizer, baseline ─> preflight ─> measure ─> samples
+        ─> ROUGE, figures, comparison ─> report.html, results.json
 """
 
 import asyncio
+import json
 import platform
 import re
 from collections.abc import Mapping, Sequence
@@ -14,7 +16,19 @@ from pathlib import Path
 from typing import Any
 
 import evaluator
-from evaluator import baselines, comparison, datasets, figures, measure, records, rouge, tokenizers, verdict
+from evaluator import (
+    baselines,
+    comparison,
+    datasets,
+    figures,
+    folders,
+    html_report,
+    measure,
+    records,
+    rouge,
+    tokenizers,
+    verdict,
+)
 from evaluator.comparison import Comparison
 from evaluator.errors import (
     EvaluateError,
@@ -24,7 +38,7 @@ from evaluator.errors import (
     TransientError,
     UsageError,
 )
-from evaluator.explain import explain
+from evaluator.explain import mend_of
 from evaluator.measure import Plan, ProgressBar, Run
 from evaluator.options import Options
 from evaluator.protocols.base import ServedModel
@@ -37,7 +51,7 @@ ERRORS_SHOWN = 3  # distinct ones, in the message of a run with too many
 class Evaluation:
     """A finished run: where it lies, results.json's content, and the rows it was made of."""
 
-    folder: Path
+    place: str
     results: dict[str, Any]
     samples: list[records.Sample]
 
@@ -55,7 +69,7 @@ class Evaluation:
                     f"{failed} of {len(self.samples)} requests failed, at most {max_failed} may (--max-failed)",
                     *shown,
                     *more,
-                    f"each is in {self.folder / records.SAMPLES}, field error",
+                    f"each is in {self.place}/{records.SAMPLES}, field error",
                 ]
             )
         )
@@ -73,7 +87,7 @@ def judgement(found: Mapping[str, Any]) -> EvaluateError:
     lines = [
         f"{name}: {metrics[name]['difference']:+.3f} ({metrics[name]['low']:+.3f} to {metrics[name]['high']:+.3f})"
         + (f", about {metrics[name]['rows_needed']} rows would tell" if metrics[name]["rows_needed"] else "")
-        for name in comparison.JUDGED
+        for name in rouge.JUDGED
         if metrics[name]["difference"] is not None
     ]
     if found["verdict"] == verdict.FAIL:
@@ -93,52 +107,71 @@ def judgement(found: Mapping[str, Any]) -> EvaluateError:
 
 def told(error: str, count: int) -> list[str]:
     """An error of samples.jsonl, how often it was, and what to do."""
-    status, _, message = error.partition(": ")
-    mend = explain(status, message)
+    mend = mend_of(error)
     return [f"{count} x {error}", *([f"  mend: {mend}"] if mend else [])]
 
 
 def evaluate(options: Options, progress_bar: ProgressBar) -> Evaluation:
-    """Run to the end and write samples.jsonl and results.json.
+    """Run to the end and write samples.jsonl, report.html and, last, results.json.
 
-    Failed requests are no exception here: `Evaluation.require_few_failures` judges them once the results are written.
-    An interruption (KeyboardInterrupt) leaves the samples completed so far, and no results.json.
+    With `resume` a finished run is only read. Failed requests are no exception here: `Evaluation.require_few_failures`
+    judges them once the results are written. An interruption (KeyboardInterrupt) leaves the samples completed so far,
+    and no results.json.
     """
     started_at = datetime.now(timezone.utc)
-    folder = _folder(options, started_at)
-    records.check_folder(folder, options.resume)
+    place = _place(options, started_at)
+    try:
+        with folders.here(place) as folder:
+            records.check_folder(folder, place, options.resume)
+            if (folder / records.RESULTS).exists():
+                return _finished(folder, place, options)
+            return _run(options, folder, place, started_at, progress_bar)
+    except KeyboardInterrupt as interruption:
+        raise KeyboardInterrupt(
+            f"what was completed, if anything, is in {place}/{records.SAMPLES}; --output {place} --resume goes on"
+        ) from interruption
+    except OSError as error:
+        raise TransientError(f"--output: cannot write to {error.filename or place} ({error.strerror})") from error
+
+
+def _run(options: Options, folder: Path, place: str, started_at: datetime, progress_bar: ProgressBar) -> Evaluation:
+    html_report.require_packages()
     dataset = datasets.load(options.dataset, options.limit, shuffle=options.shuffle, split=options.split)
     baseline = baselines.load_baseline(options.baseline) if options.baseline else None
     if baseline:
-        comparison.require_rows(_references(dataset), baseline)
+        comparison.require_rows([(row.id, row.summary) for row in dataset.rows], baseline)
     tokenizer = tokenizers.load(options.tokenizer) if options.tokenizer else None
-    try:
-        model, started_at, runs = asyncio.run(_ask(options, folder, dataset, tokenizer, started_at, progress_bar))
-        samples = runs[0].samples
-        results = {
-            "rouge": _rouge(samples, options.profile),
-            **_figures(runs[0], options),
-            "sweep": [_of_sweep(run, runs[0], options) for run in runs],
-            "model": asdict(model),
-            "dataset": _dataset(dataset),
-            "tokenizer": _described(tokenizer),
-            "options": options.recorded() | {"output": str(folder)},
-            "formulas": figures.FORMULAS,
-            "tool_version": evaluator.version(),
-            "python": platform.python_version(),
-            "started_at": started_at.isoformat(timespec="seconds"),
-            "wall_s": sum(run.wall_s for run in runs),
-        }
-        if baseline:
-            results["comparison"] = _compared(samples, baseline, options).to_dict()
-        records.write_results(folder / records.RESULTS, results)
-    except KeyboardInterrupt as interruption:
-        raise KeyboardInterrupt(
-            f"what was completed, if anything, is in {folder / records.SAMPLES}; --output {folder} --resume goes on"
-        ) from interruption
-    except OSError as error:
-        raise TransientError(f"--output: cannot write to {error.filename or folder} ({error.strerror})") from error
-    return Evaluation(folder, results, samples)
+    model, started_at, runs = asyncio.run(_ask(options, folder, dataset, tokenizer, started_at, progress_bar))
+    samples = runs[0].samples
+    scores = _scores(samples, options.profile)
+    results = {
+        "rouge": _rouge(list(scores.values()), len(samples), options.profile),
+        **_figures(runs[0], options),
+        "sweep": [_of_sweep(run, runs[0], options) for run in runs],
+        "model": asdict(model),
+        "dataset": {name: value for name, value in vars(dataset).items() if name != "rows"} | {"rows": len(samples)},
+        "tokenizer": _described(tokenizer),
+        "options": options.recorded() | {"output": place},
+        "formulas": figures.FORMULAS,
+        "tool_version": evaluator.version(),
+        "python": platform.python_version(),
+        "started_at": started_at.isoformat(timespec="seconds"),
+        "wall_s": sum(run.wall_s for run in runs),
+    }
+    if baseline:
+        results["comparison"] = _compared(samples, baseline, options).to_dict()
+    documents = {row.id: row.document for row in dataset.rows}
+    answers = baseline.predictions if baseline else None
+    html_report.write(folder, html_report.Material(results, samples, scores, documents, answers))
+    records.write_results(folder / records.RESULTS, results)
+    return Evaluation(place, results, samples)
+
+
+def _finished(folder: Path, place: str, options: Options) -> Evaluation:
+    """A run that was finished before. Raises OptionsError when it asked something else."""
+    records.claim(folder, options.of_the_answers(), resume=True)
+    results = json.loads((folder / records.RESULTS).read_text("utf-8"))
+    return Evaluation(place, results, records.read_samples(folder / records.SAMPLES))
 
 
 async def _ask(
@@ -166,13 +199,13 @@ async def _ask(
         return endpoint.model, begun, await measure.run_all(plan(begun), requests, endpoint, progress_bar)
 
 
-def _folder(options: Options, started_at: datetime) -> Path:
+def _place(options: Options, started_at: datetime) -> str:
     """Where the run is written: without --output a folder of its own for each, so that none is overwritten."""
     if options.output:
-        return Path(options.output)
+        return options.output.rstrip("/") or options.output
     if options.resume:
         raise UsageError("--resume: expected --output with the folder of the run to go on with, found none")
-    return Path(f"evaluations/{re.sub(r'[^A-Za-z0-9._-]', '_', options.model)}-{started_at:%Y%m%dT%H%M%SZ}")
+    return f"evaluations/{re.sub(r'[^A-Za-z0-9._-]', '_', options.model)}-{started_at:%Y%m%dT%H%M%SZ}"
 
 
 def _described(tokenizer: tokenizers.Tokenizer | None) -> dict[str, str] | None:
@@ -206,20 +239,6 @@ def _of_sweep(run: Run, first: Run, options: Options) -> dict[str, Any]:
     }
 
 
-def _dataset(dataset: datasets.Dataset) -> dict[str, Any]:
-    return {
-        "name": dataset.name,
-        "rows": len(dataset.rows),
-        "sha256": dataset.sha256,
-        "rows_sha256": dataset.rows_sha256,
-        "total": dataset.total,
-    }
-
-
-def _references(dataset: datasets.Dataset) -> list[tuple[str, str]]:
-    return [(row.id, row.summary) for row in dataset.rows]
-
-
 def _compared(samples: Sequence[records.Sample], baseline: baselines.Baseline, options: Options) -> Comparison:
     return comparison.compare(
         [(sample.id, sample.reference) for sample in samples],
@@ -231,9 +250,14 @@ def _compared(samples: Sequence[records.Sample], baseline: baselines.Baseline, o
     )
 
 
-def _rouge(samples: Sequence[records.Sample], profile: str) -> dict[str, Any]:
-    """ROUGE of the completed rows; `failed_as_zero` is the mean over all rows, where a failed one scores nothing."""
-    completed = [(sample.reference, sample.prediction) for sample in samples if sample.prediction is not None]
-    scores = rouge.scores([one for one, _ in completed], [other for _, other in completed], profile)
+def _scores(samples: Sequence[records.Sample], profile: str) -> dict[str, rouge.Scores]:
+    """Of the completed rows, by id."""
+    done = [(sample.id, sample.reference, sample.prediction) for sample in samples if sample.prediction is not None]
+    scores = rouge.scores([reference for _, reference, _ in done], [text for _, _, text in done], profile)
+    return dict(zip((id for id, _, _ in done), scores, strict=True))
+
+
+def _rouge(scores: Sequence[rouge.Scores], rows: int, profile: str) -> dict[str, Any]:
+    """ROUGE of the completed rows; `failed_as_zero` is the mean over all `rows`, where a failed one scores nothing."""
     intervals = {name: asdict(interval) for name, interval in rouge.intervals(scores).items()}
-    return intervals | {"profile": profile, "failed_as_zero": rouge.means_of(scores, len(samples))}
+    return intervals | {"profile": profile, "failed_as_zero": rouge.means_of(scores, rows)}

@@ -200,3 +200,9 @@ def explain(status: str, message: str) -> str | None:
         if re.fullmatch(row.status, status) and re.search(row.message, message, re.IGNORECASE | re.DOTALL):
             return row.mend
     return None
+
+
+def mend_of(error: str) -> str | None:
+    """The same of `STATUS: message`, as samples.jsonl has it."""
+    status, _, message = error.partition(": ")
+    return explain(status, message)

@@ -5,6 +5,8 @@
 All requests are bytes before the first is sent: what the client does meanwhile is send, receive and write down.
 """
 
+import asyncio
+import gc
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -21,6 +23,8 @@ from evaluator.options import Load, Options
 from evaluator.protocols.base import Endpoint, Observed
 from evaluator.records import Sample
 from evaluator.tokenizers import Prompt, Tokenizer
+
+WRITTEN_S = 0.02  # after which an answer is on disk: what a killed run may have to ask again
 
 # rows, how many of them are done, what is done -> with bar as advance: advance()
 ProgressBar = Callable[[int, int, str], AbstractContextManager[Callable[[], None]]]
@@ -74,7 +78,11 @@ class Request:
 async def run_all(plan: Plan, requests: Sequence[Request], endpoint: Endpoint, progress_bar: ProgressBar) -> list[Run]:
     """Every row once under each load, the first load first."""
     await _warm_up(plan.options, requests, endpoint)
-    return [await _run(plan, at, requests, endpoint, progress_bar) for at in plan.options.loads]
+    gc.freeze()  # what is there stays there: a collection that looks through all of it would be some answer's latency
+    try:
+        return [await _run(plan, at, requests, endpoint, progress_bar) for at in plan.options.loads]
+    finally:
+        gc.unfreeze()
 
 
 def prepare(plan: Plan, endpoint: Endpoint) -> list[Request]:
@@ -119,7 +127,11 @@ async def _run(plan: Plan, at: Load, requests: Sequence[Request], endpoint: Endp
     resent = sum(plan.rows[number].id in before for number in waiting)
 
     finished = partial(_decoded, plan.tokenizer)
-    with records.sample_log(path, kept, finished) as log, progress_bar(len(requests), len(kept), at.name) as advance:
+    soon = partial(asyncio.get_running_loop().call_later, WRITTEN_S)
+    with (
+        records.sample_log(path, kept, finished, soon) as log,
+        progress_bar(len(requests), len(kept), at.name) as advance,
+    ):
         observed = await endpoint.statistics() if isinstance(endpoint, Observed) else None
         began, cpu = time.perf_counter(), time.process_time()
         offset = time.time() - plan.started_at.timestamp() - began

@@ -64,10 +64,11 @@ class Options:
     def recorded(self) -> dict[str, Any]:
         """For results.json: all of it, of the headers only the names."""
         names = [name for name in vars(self) if name != "connection"]
-        connection = {name: getattr(self.connection, name) for name in ("tls", "ca_certificate", "authority")}
+        stated = {name: getattr(self.connection, name) for name in ("tls", "ca_certificate", "authority")}
         headers = sorted(self.connection.headers)
         plain = {name: getattr(self, name) for name in names}
-        return plain | connection | {"headers": headers, "loads": [load.name for load in self.loads]}
+        stated["keepalive"] = self.connection.keepalive_s
+        return plain | stated | {"headers": headers, "loads": [load.name for load in self.loads]}
 
     def of_the_answers(self) -> dict[str, Any]:
         """What the answers and their times depend on."""

@@ -1,23 +1,32 @@
-"""For people: the progress bar (stderr, while it runs) and the table (stdout, at the end).
+"""For people: the progress bar (stderr, while it runs) and the summary (stdout, at the end).
 
-results.json and the samples go in; nothing is computed here that is not in them.
+The verdict comes first, the folder last. Colour only repeats what words say, 80 columns are enough, and a terminal that
+cannot show a character gets one that it can. results.json and the samples go in; nothing is computed here that is not
+in them.
 """
 
+import math
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any, Literal
 
-from evaluator import records, rouge
+from evaluator import distribution, sections, words
 from evaluator.errors import missing_package
 
 if TYPE_CHECKING:
-    from rich.table import Table
+    from rich.console import Console
 
     from evaluator.evaluate import Evaluation
 
 ERRORS_SHOWN = 5  # distinct ones
 ERROR_WIDTH = 160  # characters of each
+NAME_WIDTH = 24  # characters of a table's first column before it is folded
+BARS = 12  # of the histogram, at most
+BAR_WIDTH = 40  # characters of the longest
+EIGHTHS = " ▏▎▍▌▋▊▉"
+COLOURS = {"PASS": "bold green", "FAIL": "bold red", "INCONCLUSIVE": "bold yellow"}
 
 
 @contextmanager
@@ -45,73 +54,143 @@ def no_progress_bar(rows: int, done: int, name: str) -> Iterator[Callable[[], No
 
 def print_summary(evaluation: "Evaluation") -> None:
     """The readable result, on stdout."""
-    try:
-        from rich.console import Console
-        from rich.table import Table
-        from rich.text import Text
-    except ImportError as error:
-        raise missing_package("rich", "the summary (use --json without it)") from error
+    console = _console()
+    results, samples = evaluation.results, evaluation.samples
+    if results.get("comparison"):
+        print_comparison(results)
+    _print_facts(console, _facts(results))
+    if not results["requests"]["completed"]:
+        _print(console, "no request completed: nothing to score, nothing to time")
+        _print(console)
+    _print_table(console, sections.quality(results))
+    latencies = [sample.latency_s for sample in samples if sample.error is None]
+    _print_histogram(console, latencies)
+    for table in (sections.times(results), sections.server(results), sections.loads(results)):
+        _print_table(console, table)
+    failures, others = sections.failures(samples, ERRORS_SHOWN, ERROR_WIDTH)
+    for failure in failures:
+        _print(console, f"failed {failure.count:,} x {failure.error}")
+        _print(console, f"  rows {failure.ids}")
+        if failure.mend:
+            _print(console, f"  mend: {failure.mend}")
+    if others:
+        _print(console, f"and {words.count(others, 'other error')}, in samples.jsonl")
+    if failures:
+        _print(console)
+    _print(console, f"results  {evaluation.place}")
 
-    results = evaluation.results
+
+def print_comparison(results: Mapping[str, Any]) -> None:
+    """The verdict and what it is made of, on stdout; of `results` it takes `comparison`, which must be there."""
+    console, found = _console(), results["comparison"]
+    _print(console, found["verdict"], COLOURS.get(found["verdict"], "bold"))
+    _print(console, sections.VERDICTS.get(found["verdict"], ""))
+    _print(console)
+    _print_table(console, sections.comparison(results))
+    _print_facts(console, sections.verdict(found))
+    for note in found.get("notes") or []:
+        _print(console, f"note: {note}")
+    if found.get("notes"):
+        _print(console)
+    _print_table(console, sections.speed(results))
+
+
+def _facts(results: Mapping[str, Any]) -> sections.Facts:
     requests, dataset, model = results["requests"], results["dataset"], results["model"]
     options = results["options"]
-    facts = Table(box=None, show_header=False, pad_edge=False)
-    facts.add_column(style="bold", no_wrap=True)
-    facts.add_column()
-    facts.add_row("model", Text(f"{model['name']} version {model['version']} at {options['endpoint']}"))
-    facts.add_row("data set", Text(f"{dataset['name']}, {dataset['rows']} rows"))
-    facts.add_row(
-        "requests",
-        f"{requests['completed']} completed, {requests['failed']} failed, "
-        f"{requests['truncated']} with the prompt cut to {options['max_input_tokens']} tokens",
+    sent = (
+        f"{requests['completed']:,} completed, {requests['failed']:,} failed, "
+        f"{requests['truncated']:,} with the prompt cut to {options['max_input_tokens']:,} tokens"
     )
-    facts.add_row("latency", _latency(results["latency_s"]))
-    facts.add_row("throughput", _throughput(results, options["loads"][0]))
-    facts.add_row("results", Text(str(evaluation.folder)))
+    again = f", {requests['retries']:,} sent again" if requests["retries"] else ""
+    facts = [
+        ("model", f"{model['name']} version {model['version']} at {options['endpoint']}"),
+        ("data set", f"{dataset['name']}, {words.count(dataset['rows'], 'row')}"),
+        ("requests", sent + again),
+        ("throughput", f"{sections.throughput(results)}, {words.duration(results['wall_s'])} in all"),
+    ]
+    goodput = sections.goodput(results)
+    return facts + ([("goodput", goodput)] if goodput else [])
 
-    console = Console(soft_wrap=True)
-    console.print(facts)
+
+def _console() -> "Console":
+    try:
+        from rich.console import Console
+    except ImportError as error:
+        raise missing_package("rich", "the summary (use --json without it)") from error
+    return Console(highlight=False, markup=False, emoji=False)
+
+
+def _print(console: "Console", line: str = "", style: str = "") -> None:
+    """One line, however long: the terminal wraps it, and a file gets it whole."""
+    from rich.text import Text
+
+    console.print(Text(_shown(console, line), style=style), soft_wrap=True)
+
+
+def _print_facts(console: "Console", facts: sections.Facts) -> None:
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, show_header=False, pad_edge=False)
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, value in facts:
+        table.add_row(name, Text(_shown(console, value)))
+    console.print(table)
     console.print()
-    console.print(_rouge_table(Table, results["rouge"], requests["failed"]))
-    errors = records.failures(evaluation.samples)
-    if errors:
-        console.print()
-    for message, count in errors[:ERRORS_SHOWN]:
-        console.print(Text(f"failed {count} x {message[:ERROR_WIDTH]}"))
-    if len(errors) > ERRORS_SHOWN:
-        console.print(f"and {len(errors) - ERRORS_SHOWN} other errors, in samples.jsonl")
 
 
-def _rouge_table(table_type: "type[Table]", scores: dict[str, Any], failed: int) -> "Table":
-    table = table_type(title=f"ROUGE, profile {scores['profile']} (F x 100)", title_justify="left")
-    table.add_column("metric")
-    table.add_column("mean", justify="right")
-    table.add_column(f"{rouge.CONFIDENCE} % interval", justify="right")
-    if failed:
-        table.add_column("mean, failed rows as 0", justify="right")
-    for name in rouge.TYPES:
-        figures = scores[name]
-        if figures["mean"] is None:
-            cells = [name, "-", "-"]
-        else:
-            cells = [name, f"{figures['mean']:.3f}", f"{figures['low']:.2f} to {figures['high']:.2f}"]
-        table.add_row(*cells, *([f"{scores['failed_as_zero'][name]:.3f}"] if failed else []))
-    return table
+def _print_table(console: "Console", found: sections.Table | None) -> None:
+    if found is None:
+        return
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, pad_edge=False, padding=(0, 1), header_style="")
+    named = min(NAME_WIDTH, max(len(row[0]) for row in found.rows))
+    for number, column in enumerate(found.columns):
+        justify: Literal["left", "right"] = "right" if number else "left"
+        table.add_column(column, justify=justify, vertical="bottom", overflow="fold", min_width=0 if number else named)
+    for row in found.rows:
+        # figures are never broken; names of models may be as long as they like
+        table.add_row(Text(_shown(console, row[0])), *(Text(cell, no_wrap=True) for cell in row[1:]))
+    _print(console, found.title, "bold")
+    console.print(table)
+    if found.note:
+        console.print(Text(_shown(console, found.note)))
+    console.print()
 
 
-def _latency(figures: dict[str, float | None]) -> str:
-    if figures["mean"] is None:
-        return "- (no request completed)"
-    return ", ".join(f"{name} {1000 * value:.1f} ms" for name, value in figures.items() if value is not None)
+def _print_histogram(console: "Console", seconds: Sequence[float]) -> None:
+    found = distribution.histogram(seconds, BARS)
+    if found is None:
+        return
+    unit, told = distribution.edges_in_words(found.edges)
+    rows = [(told(low), told(high) if math.isfinite(high) else "") for low, high in pairwise(found.edges)]
+    width = max(len(cell) for row in rows for cell in row)
+    _print(console, f"Latency of {words.count(len(seconds), 'request')} ({unit})", "bold")
+    for (low, high), count in zip(rows, found.counts, strict=True):
+        ends = f"{low:>{width}} to {high:>{width}}" if high else f"{low:>{width}} and more"
+        bar = _bar(count / max(found.counts), _fancy(console))
+        _print(console, f"{ends:<{2 * width + 4}}  {bar} {count:,}")
+    console.print()
 
 
-def _throughput(results: dict[str, Any], load: str) -> str:
-    rates = results["throughput"]
-    tokens = rates["output_tokens_per_s"]
-    counted = "" if tokens is None else f", {tokens:.0f} output tokens/s"
-    return f"{rates['requests_per_s']:.1f} requests/s{counted} at {load}, {results['wall_s']:.1f} s in all"
+def _bar(part: float, fancy: bool) -> str:
+    """So much of BAR_WIDTH; what is not nothing is seen."""
+    if not fancy:
+        return "#" * max(round(part * BAR_WIDTH), part > 0)
+    eighths = max(round(8 * part * BAR_WIDTH), part > 0)
+    return "█" * (eighths // 8) + EIGHTHS[eighths % 8].strip()
 
 
-def print_comparison(found: dict[str, Any]) -> None:
-    """The verdict of `evaluate compare`, on stdout."""
-    print(found["verdict"])
+def _fancy(console: "Console") -> bool:
+    return console.encoding.lower().startswith("utf")
+
+
+def _shown(console: "Console", text: str) -> str:
+    """What the terminal can show of it: no controls, which it would obey, and only characters it has."""
+    if _fancy(console):
+        return words.visible(text)
+    return words.visible(text).encode(console.encoding, "backslashreplace").decode(console.encoding)

@@ -16,6 +16,7 @@ from typing import Any
 from evaluator.errors import missing_package
 
 TYPES = ("rouge1", "rouge2", "rougeL", "rougeLsum")
+JUDGED = ("rouge1", "rouge2", "rougeLsum")  # what T5 reports, and verdicts are made of; rougeL is shown beside
 RESAMPLES = 1000  # as in rouge_score's BootstrapAggregator; another seed moves an end by 2 % of the interval
 SEED = 0
 CONFIDENCE = 95  # per cent

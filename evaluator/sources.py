@@ -15,14 +15,12 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from evaluator import readers
+from evaluator import bucket, readers
 from evaluator.errors import EvaluateError, NotFoundError, OptionsError, TransientError, UsageError, cannot_import
 
 HUB = "hf://"
-BUCKET = "gs://"
 PART = r"[A-Za-z0-9_](?:[\w.-]*[A-Za-z0-9_])?"  # no `..` at either end: names become names of folders
 HUB_NAME = re.compile(rf"({PART}/{PART})(?:/({PART}))?", re.ASCII)
-BUCKET_NAME = re.compile(r"([a-z0-9][a-z0-9._-]{1,220}[a-z0-9])/(.+)")
 
 # The authors' own XSum; of SAMSum a copy, because Samsung/samsum is gone (huggingface/datasets, issue 7573).
 NAMES = {"xsum": "EdinburghNLP/xsum", "samsum": "knkarthick/samsum"}
@@ -41,8 +39,6 @@ ACLSUM_SECTIONS = ("abstract", "introduction", "conclusion")
 ACLSUM_ASPECTS = ("challenge", "approach", "outcome")
 
 MEND = "give a file of rows (id, document, summary), local or gs://, hf://owner/name, or xsum, samsum, aclsum"
-PATIENCE = 120  # seconds in which a request to a bucket is tried again
-LOG_IN = "gcloud auth application-default login, or a key file's name in GOOGLE_APPLICATION_CREDENTIALS"
 
 
 @dataclass(frozen=True)
@@ -83,8 +79,8 @@ def read(path: str, option: str, mend: str) -> bytes:
     Raises:
         UsageError, NotFoundError, TransientError, OptionsError: as `fetch`.
     """
-    if path.startswith(BUCKET):
-        return _object(path, option, mend)
+    if bucket.is_one(path):
+        return bucket.read(path, option, mend)
     try:
         return Path(path).read_bytes()
     except (OSError, ValueError) as error:  # ValueError: a NUL in the path
@@ -92,46 +88,6 @@ def read(path: str, option: str, mend: str) -> bytes:
         raise NotFoundError(
             f"{option}: expected a file at {path}, found none that can be read ({reason})\n  mend: {mend}"
         ) from error
-
-
-def _object(uri: str, option: str, mend: str) -> bytes:
-    match = BUCKET_NAME.fullmatch(uri.removeprefix(BUCKET))
-    if not match:
-        raise UsageError(f"{option}: expected gs://bucket/object, found {uri}")
-    try:
-        from google.api_core.exceptions import GoogleAPIError
-        from google.auth.exceptions import GoogleAuthError
-        from google.cloud import storage
-        from google.cloud.storage.exceptions import DataCorruption, InvalidResponse
-        from google.cloud.storage.retry import DEFAULT_RETRY
-    except ImportError as error:
-        raise cannot_import("google-cloud-storage", uri, error, extra="gcs") from error
-    try:
-        client = storage.Client(project=None)  # a project is for those who create buckets
-        blob = client.bucket(match[1]).blob(match[2])
-        return bytes(blob.download_as_bytes(retry=DEFAULT_RETRY.with_timeout(PATIENCE)))
-    except DataCorruption as error:
-        raise TransientError(f"{option}: {uri} arrived damaged\n  mend: run the command again") from error
-    except (GoogleAPIError, GoogleAuthError, InvalidResponse, OSError) as error:  # requests' own are OSErrors
-        raise _bucket_error(error, f"{option}: expected an object at {uri}", mend) from error
-
-
-def _bucket_error(error: Exception, expected: str, mend: str) -> EvaluateError:
-    from google.auth.exceptions import GoogleAuthError
-
-    last = getattr(error, "cause", None) or error  # what the retries ended with
-    code = getattr(last, "code", None) or getattr(getattr(last, "response", None), "status_code", None)
-    if isinstance(last, GoogleAuthError) or code == 401:
-        return OptionsError(f"{expected}, found no credentials that the bucket accepts\n  mend: {LOG_IN}")
-    if code == 404:
-        return NotFoundError(f"{expected}, found none (404)\n  mend: {mend}")
-    if code == 403:
-        return NotFoundError(
-            f"{expected}, found none that may be read (403)\n"
-            "  mend: give this account roles/storage.objectViewer on the bucket"
-        )
-    found = f"{int(code)}" if code else type(last).__name__
-    return TransientError(f"{expected}, found the bucket out of reach ({found})\n  mend: run the command again")
 
 
 def _aclsum(split: str) -> Source:

@@ -11,14 +11,17 @@ that were added later.
 
 import hashlib
 import json
+import tempfile
 from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from evaluator import bucket
 from evaluator.errors import NotFoundError, OptionsError, missing_package
 
+CONFIG = "tokenizer_config.json"
 FOLDER_FILES = ("tokenizer.json", "spiece.model", "tokenizer.model")  # in the order they are looked for
 PAD_TOKEN = "<pad>"
 END_TOKENS = ("</s>", "<eos>", "<|endoftext|>", "<|end_of_text|>", "<|im_end|>")  # in the order they are looked for
@@ -77,11 +80,31 @@ def until_end(ids: Sequence[int], end_id: int) -> list[int]:
 def load(path: str) -> Tokenizer:
     """Open a SentencePiece `.model`, a `tokenizer.json`, or a Hugging Face folder that holds one of FOLDER_FILES.
 
+    In a bucket, too, from which the files are fetched.
+
     Raises:
         NotFoundError: there is nothing at `path`, or a folder without a tokenizer.
         OptionsError: the file is no tokenizer, has no end token, or its library is not installed.
     """
-    file = Path(path)
+    if bucket.is_one(path):
+        with tempfile.TemporaryDirectory() as folder:
+            return _opened(_fetched(path, Path(folder)), path)
+    return _opened(Path(path), path)
+
+
+def _fetched(uri: str, folder: Path) -> Path:
+    """The file, or folder, at a gs:// address, here."""
+    mend = "give the tokenizer the model was trained with: a file, or the folder it was saved in"
+    if not uri.endswith((".model", ".json")):
+        for name in {*bucket.names(uri, "--tokenizer")} & {*FOLDER_FILES, CONFIG}:
+            (folder / name).write_bytes(bucket.read(f"{uri.rstrip('/')}/{name}", "--tokenizer", mend))
+        return folder
+    file = folder / uri.rpartition("/")[2]
+    file.write_bytes(bucket.read(uri, "--tokenizer", mend))
+    return file
+
+
+def _opened(file: Path, path: str) -> Tokenizer:
     if file.is_dir():
         found = [file / name for name in FOLDER_FILES if (file / name).is_file()]
         if not found:
@@ -155,7 +178,7 @@ class HuggingFace:
         self._backend.no_truncation()
         self._backend.no_padding()
         special = {token.content: id for id, token in self._backend.get_added_tokens_decoder().items() if token.special}
-        stated = _stated_token(file.parent / "tokenizer_config.json", "eos_token")
+        stated = _stated_token(file.parent / CONFIG, "eos_token")
         end_id = self._backend.token_to_id(stated) if stated else None
         if end_id is None:
             end_id = next((special[token] for token in END_TOKENS if token in special), None)
@@ -166,7 +189,7 @@ class HuggingFace:
                 f"found the special tokens {' '.join(sorted(special)) or '(none)'}"
             )
         self.end_id: int = end_id
-        padding = _stated_token(file.parent / "tokenizer_config.json", "pad_token") or PAD_TOKEN
+        padding = _stated_token(file.parent / CONFIG, "pad_token") or PAD_TOKEN
         self.pad_id: int | None = self._backend.token_to_id(padding)
 
     def encode(self, text: str) -> list[int]:

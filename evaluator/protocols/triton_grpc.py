@@ -90,12 +90,19 @@ class TritonGrpc:
         signature: Signature,
         connection: Connection,
     ) -> None:
+        from google.protobuf.message import DecodeError
+        from grpc.aio import AioRpcError
+        from tritonclient.grpc.service_pb2 import ModelInferResponse, ModelStreamInferResponse
+
+        # An import statement costs a microsecond or two, each time.
+        self._failed, self._undecodable = AioRpcError, DecodeError
+        self._response, self._part = ModelInferResponse, ModelStreamInferResponse
         self.model = model
         self._channel = channel
         self._parts = parts
         self.takes_ids = signature.kind.ids
         self.continues = signature.kind.continues
-        self.repeats = signature.repeats
+        self.repeats = signature.kind.repeats
         self._signature = signature
         self._connection = connection
         self._metadata = metadata or None
@@ -107,16 +114,13 @@ class TritonGrpc:
         return infer_request(self.model, self._signature, prompt, max_output_tokens, self._connection)
 
     async def send(self, request: bytes) -> Answer:
-        from grpc.aio import AioRpcError
-        from tritonclient.grpc.service_pb2 import ModelInferResponse
-
         try:
             if self._signature.decoupled:
                 return await self._streamed(request)
             content = await self._unary(request, timeout=self._connection.timeout_s, metadata=self._metadata)
-        except AioRpcError as error:
+        except self._failed as error:
             raise RequestError(error.code().name, error.details() or "(no message)") from error
-        return answer_of(_parsed(ModelInferResponse, content), self._signature)
+        return answer_of(self._parsed(self._response, content), self._signature)
 
     async def statistics(self, since: Any = None) -> Any:
         """Counters of the model and of those it calls, by name; with `since` requests, executions, and seconds each.
@@ -140,16 +144,21 @@ class TritonGrpc:
             return found
         return {name: counters.since(since[name]) for name, counters in found.items() if name in since}
 
+    def _parsed(self, message: Any, content: bytes) -> Any:
+        """A protobuf message of these bytes. Raises RequestError."""
+        try:
+            return message.FromString(content)
+        except self._undecodable as error:
+            raise malformed(f"{len(content)} bytes that are no {message.DESCRIPTOR.name}") from error
+
     async def _streamed(self, request: bytes) -> Answer:
         """Every response of a stream that carries this one request: the server ends it after the last of them."""
-        from tritonclient.grpc.service_pb2 import ModelStreamInferResponse
-
         answers: list[Answer] = []
         arrivals: list[float] = []
         call = self._stream(iter([request]), timeout=self._connection.timeout_s, metadata=self._metadata)
         try:
             async for content in call:
-                message = _parsed(ModelStreamInferResponse, content)
+                message = self._parsed(self._part, content)
                 if message.error_message:
                     raise RequestError("STREAM_ERROR", message.error_message)
                 if not message.infer_response.outputs:  # Triton's empty final response
@@ -163,16 +172,6 @@ class TritonGrpc:
         if not answers:
             raise malformed("the stream ended without a response")
         return joined(answers, tuple(arrivals), self._signature.kind.cumulative)
-
-
-def _parsed(message: Any, content: bytes) -> Any:
-    """A protobuf message of these bytes. Raises RequestError."""
-    from google.protobuf.message import DecodeError
-
-    try:
-        return message.FromString(content)
-    except DecodeError as error:
-        raise malformed(f"{len(content)} bytes that are no {message.DESCRIPTOR.name}") from error
 
 
 @asynccontextmanager

@@ -100,7 +100,7 @@ class TritonHttp:
         self.model = model
         self.takes_ids = signature.kind.ids
         self.continues = signature.kind.continues
-        self.repeats = signature.repeats
+        self.repeats = signature.kind.repeats
         self._client = client
         self._url = url
         self._called = called

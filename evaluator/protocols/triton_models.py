@@ -31,6 +31,8 @@ INTEGERS = {"INT32": (4, "i"), "UINT32": (4, "I"), "INT64": (8, "q"), "UINT64": 
 class Kind:
     """Models that are called alike.
 
+    Text models are told to leave the prompt out of the answer, or have no such input and do so anyway.
+
     Args:
         inputs: are sent; a model of this kind has all of them.
         optional: are sent where the model has them.
@@ -95,11 +97,6 @@ class Signature:
     outputs: tuple[str, ...]
     decoupled: bool
     further: Mapping[str, Tensor]
-
-    @property
-    def repeats(self) -> bool:
-        """A text model that cannot be told to leave the prompt out may give it back."""
-        return self.kind.repeats or (not self.kind.ids and "exclude_input_in_output" not in self.inputs)
 
 
 def signature(metadata: Any, config: Any, parameters: Iterable[str] = ()) -> Signature:

@@ -105,7 +105,11 @@ def test_failed_rows_are_counted_kept_and_exit_4(tmp_path: Path, arguments: list
     assert samples[0]["prediction"] == tokenizer.decode(prompt[::-1])
     assert (samples[5]["input_tokens"], samples[5]["truncated"]) == (16, True)
 
-    # Stated everywhere: the table, with both means, and the one message of the exit code.
+    # Stated everywhere: report.html, the table, with both means, and the one message of the exit code.
+    report = (tmp_path / "out" / "report.html").read_text("utf-8")
+    assert "INVALID_ARGUMENT: token 342 refused" in report
+    assert "a small tool" in report
+    assert f"{results['rouge']['rouge1']['mean']:.3f}" in report
     assert "4 completed, 2 failed" in done.stdout
     assert "failed 2 x INVALID_ARGUMENT: token 342 refused" in done.stdout
     assert "failed rows as 0" in done.stdout

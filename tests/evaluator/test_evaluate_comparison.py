@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from evaluator import baselines, comparison, rouge
+from evaluator import baselines, rouge
 from evaluator.baselines import Baseline, load_baseline
 from evaluator.comparison import compare, compare_folders
 from evaluator.errors import DatasetError, NotFoundError, UsageError
@@ -156,7 +156,7 @@ def test_many_rows_with_harmless_differences_pass_and_few_do_not(
     assert 0.95 <= found.exact_match < 0.96
     few = compare(many[:500], ours[:500], Baseline("b", theirs))
     assert few.verdict == "INCONCLUSIVE"
-    for name in comparison.JUDGED:
+    for name in rouge.JUDGED:
         assert 500 < few.metrics[name].rows_needed < 4000
         assert found.metrics[name].rows_needed is None
 
@@ -174,7 +174,7 @@ def test_a_worse_model_fails_by_one_metric(rows: list[tuple[str, str]], answers:
 
 
 def test_rouge_l_is_shown_but_not_judged(rows: list[tuple[str, str]], answers: dict[str, str], monkeypatch) -> None:
-    monkeypatch.setattr(comparison, "JUDGED", ("rouge1",))
+    monkeypatch.setattr(rouge, "JUDGED", ("rouge1",))
     found = compare(rows, [" ".join(answers[id].split()[::-1]) for id, _ in rows], Baseline("b", answers))
     assert found.metrics["rougeL"].high < -0.2
     assert found.verdict != "FAIL"
@@ -214,7 +214,7 @@ def test_tokens_decide_whether_answers_match_and_where_they_part() -> None:
     assert found.first_divergence == {"unit": "token", "rows": 3, "median": 1}  # of 0, 1 and 2
     assert [(row.id, row.position) for row in found.most_diverging] == [("d", 0), ("b", 1), ("c", 2)]
     assert found.most_diverging[0].difference == pytest.approx(
-        sum(found.metrics[name].difference * 4 for name in comparison.JUDGED) / 3
+        sum(found.metrics[name].difference * 4 for name in rouge.JUDGED) / 3
         - sum(row.difference for row in found.most_diverging[1:])
     )
     # Equal texts of other tokens do not match; where a side has no tokens, texts decide, and words are counted.

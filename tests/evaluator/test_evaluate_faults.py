@@ -129,7 +129,7 @@ def test_killed_again_and_again_it_goes_on_where_it_was(tmp_path: Path, example:
     for sample in found:  # those of killed runs, too, have their text in the end
         assert sample.output_ids == answers[sample.id]
         assert sample.prediction == tokenizer.decode(sample.output_ids)
-    assert 0 <= killed <= 3 * (8 + 1)  # no more than what was in flight, or just being written down, was asked again
+    assert 0 <= killed <= 3 * 60  # no more than what was in flight, or about to be written, was asked again
     sent = [sample.sent_s for sample in found]
     assert max(sent) > sent[0] >= 0
     assert results["throughput"]["requests_per_s"] * results["wall_s"] == pytest.approx(

@@ -60,15 +60,15 @@ def test_an_interruption_leaves_what_is_there_in_order(tmp_path: Path) -> None:
 
 
 def test_a_folder_with_a_run_is_refused_unless_it_is_to_be_gone_on_with(tmp_path: Path) -> None:
-    records.check_folder(tmp_path / "new", resume=False)
+    records.check_folder(tmp_path / "new", "new", resume=False)
     records.write_samples(tmp_path / "samples.jsonl", [sample()])
-    records.check_folder(tmp_path, resume=True)
+    records.check_folder(tmp_path, "out", resume=True)
     with pytest.raises(UsageError, match=r"samples\.jsonl of a run that did not finish\n  mend: --resume"):
-        records.check_folder(tmp_path, resume=False)
+        records.check_folder(tmp_path, "out", resume=False)
     records.write_results(tmp_path / "results.json", {"a": 1})
-    for resume in (False, True):
-        with pytest.raises(UsageError, match=r"results\.json"):
-            records.check_folder(tmp_path, resume)
+    records.check_folder(tmp_path, "out", resume=True)
+    with pytest.raises(UsageError, match=r"out/results\.json"):
+        records.check_folder(tmp_path, "out", resume=False)
 
 
 def test_killed_at_any_byte_what_was_whole_is_read_and_gone_on_with(tmp_path: Path) -> None:

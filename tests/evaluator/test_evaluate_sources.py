@@ -17,7 +17,8 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from evaluator import datasets, sources
+from evaluator import bucket as bucket_files
+from evaluator import datasets
 from evaluator.errors import NotFoundError, OptionsError, TransientError, UsageError
 
 TOKEN = "hf_secretsecretsecretsecretsecretsecr"
@@ -217,7 +218,7 @@ def test_a_bucket(bucket: str) -> None:
 
 
 def test_a_bucket_that_refuses_or_is_out_of_reach(bucket: str, proxy: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sources, "PATIENCE", 0.1)
+    monkeypatch.setattr(bucket_files, "PATIENCE", 0.1)
     upload(bucket, "rows.jsonl", ROW.encode())
     for status, raised, said in (
         (403, NotFoundError, "403"),

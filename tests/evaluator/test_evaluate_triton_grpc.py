@@ -67,7 +67,7 @@ def test_a_decoder_is_told_by_its_inputs_and_gets_the_same_numbers() -> None:
     outputs = "output_ids sequence_length response_input_lengths context_embeddings"
     signature = triton_models.signature(*described(GPT, outputs))
     assert signature.kind.continues
-    assert signature.repeats
+    assert signature.kind.repeats
     request = service_pb2.ModelInferRequest.FromString(sent_to(signature, [9, 70000]))
     assert [(tensor.name, list(tensor.shape)) for tensor in request.inputs] == [
         ("input_ids", [1, 2]),
@@ -100,7 +100,7 @@ ENCODER = 'parameters { key: "encoder_model_path" value { string_value: "%s" } }
 def test_tensorrt_llm_is_sent_its_tokens_and_asked_for_the_answer_alone(config: str, continues: bool) -> None:
     """An encoder-decoder model has the same tensors; its decoder starts with the padding."""
     signature = triton_models.signature(*described(TENSORRT_LLM, config=OPTIONAL + config))
-    assert (signature.kind.continues, signature.repeats) == (continues, False)
+    assert (signature.kind.continues, signature.kind.repeats) == (continues, False)
     request = service_pb2.ModelInferRequest.FromString(
         sent_to(signature, [9, 70000], special={"end_id": 1, "pad_id": 5})
     )

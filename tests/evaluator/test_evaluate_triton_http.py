@@ -124,10 +124,10 @@ def test_text_goes_there_and_back(model: str, text_server: str) -> None:
 
 
 def test_what_a_text_model_says_of_itself(text_server: str) -> None:
-    """An ensemble has no weights: the digest is that of the model it calls. vLLM can leave the prompt out."""
+    """An ensemble has no weights: the digest is that of the model it calls. None gives the prompt back."""
     digest = "cd" * 32
-    assert connected(text_server, "text", described) == (ServedModel("text", "1", digest), False, False, True)
-    assert connected(text_server, "wrapped", described) == (ServedModel("wrapped", "1", digest), False, False, True)
+    assert connected(text_server, "text", described) == (ServedModel("text", "1", digest), False, False, False)
+    assert connected(text_server, "wrapped", described) == (ServedModel("wrapped", "1", digest), False, False, False)
     assert connected(text_server, "stream", described) == (ServedModel("stream", "1", None), False, False, False)
 
 

@@ -19,6 +19,7 @@ import tiny
 import torch
 from asking import http, tensors
 from conftest import ftconvert, refused, tree
+from evaluated import evaluated
 from sentencepiece import SentencePieceProcessor
 from tokenizers import Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import BPE
@@ -214,6 +215,34 @@ def test_a_stream_is_the_whole_text_in_pieces(server: TritonServer, by_hand: Any
         assert 10 < len(parts) <= len(whole)
         texts += whole
     assert "é" in texts
+
+
+@pytest.mark.parametrize("protocol", ["grpc", "http"])
+@pytest.mark.parametrize("model", ["t5_text", "gpt2_trt_bls"])
+def test_evaluate_asks_in_text(
+    tmp_path: Path, server: TritonServer, repository: Path, by_hand: Any, model: str, protocol: str
+) -> None:
+    """Whole or as a stream, and it knows whose weights answered: those of the model between the two others."""
+    family, texts = FAMILIES[model]
+    rows = [{"id": text, "document": text, "summary": by_hand(family, text)} for text in texts]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    port = server.grpc_port if protocol == "grpc" else server.http_port
+    results, samples = evaluated(
+        tmp_path / "out",
+        endpoint=f"{'' if protocol == 'grpc' else 'http://'}127.0.0.1:{port}",
+        protocol=protocol,
+        model=model,
+        dataset=tmp_path / "rows.jsonl",
+        prompt="{document}",
+        max_output_tokens=STEPS,
+        stream=model.endswith("_bls"),
+    )
+    assert [sample.prediction for sample in samples] == [row["summary"] for row in rows]
+    assert [bool(sample.arrivals_s) for sample in samples] == [model.endswith("_bls")] * len(texts)
+    weights = parsed(repository, model.rpartition("_")[0]).parameters["manifest_sha256"]
+    assert results["model"]["manifest_sha256"] == weights.string_value
+    assert results["throughput"]["output_tokens_per_s"] is None  # nobody counted them: no tokenizer was given
+    assert set(results["server"]) >= {model, model.rpartition("_")[0]}
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,7 @@ import torch
 import tritonclient.grpc as triton
 from asking import http, streamed, tensors
 from broken.good import BUILD, run
+from evaluated import evaluated
 from networks import tiny_gpt2
 from peft import LoraConfig, PeftModel, get_peft_model
 from tokenizers import Tokenizer, decoders, pre_tokenizers
@@ -227,6 +228,21 @@ def test_each_adapter_is_a_model_of_its_own(server: TritonServer, source: Path, 
     assert len(set(found.values())) == 3
     with pytest.raises(triton.InferenceServerException, match=r"LoRA third is not supported, .* \['first', 'second'\]"):
         ask(server, sampling={"lora_name": "third"})
+
+
+def test_evaluate_reads_a_stream_of_text_without_the_prompt(
+    tmp_path: Path, server: TritonServer, source: Path, adapters: dict[str, str]
+) -> None:
+    row = {"id": "a", "document": PROMPT, "summary": "s"}
+    (tmp_path / "rows.jsonl").write_text(json.dumps(row))
+    asked = {"endpoint": f"127.0.0.1:{server.grpc_port}", "model": "llm", "dataset": tmp_path / "rows.jsonl"}
+    asked |= {"prompt": "{document}", "max_output_tokens": STEPS, "tokenizer": source / "tokenizer.json"}
+    for name, options in (("plain", {}), ("stream", {"stream": True}), ("adapter", {"parameter": "lora_name=first"})):
+        results, [sample] = evaluated(tmp_path / name, **asked, **options)
+        _, expected = generated(source, adapters["first"] if name == "adapter" else "")
+        assert sample.prediction == expected
+        assert len(sample.arrivals_s) > 1 or name != "stream"
+        assert results["model"]["manifest_sha256"] is None  # vLLM opens the checkpoint itself: nothing was converted
 
 
 @pytest.mark.parametrize(
