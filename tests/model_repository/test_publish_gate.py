@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
@@ -12,38 +12,37 @@ from google.protobuf import text_format
 from published import built, config, done, refused, served, there
 from tritonclient.grpc.model_config_pb2 import ModelConfig
 
-from evaluator import evaluate, records
+from evaluator import figures, records
+from evaluator.options import Options
 from evaluator.protocols.base import ServedModel
 
 pytestmark = pytest.mark.usefixtures("impatient")
 
 
 def evaluated(folder: Path, digest: str | None, failed: int = 0, allowed: int = 0, **changes: Any) -> Path:
-    """results.json of nine rows, as `evaluate` puts it together and writes it."""
-    options = evaluate.Options(
-        endpoint="localhost:8001",
-        model="double",
-        dataset="rows.jsonl",
-        tokenizer="spiece.model",
-        prompt="{document}",
-        max_input_tokens=512,
-        max_output_tokens=64,
-        concurrency=8,
-        limit=None,
-        max_failed=allowed,
-        timeout=60.0,
-        output=str(folder),
-    )
-    errors = ["UNAVAILABLE: gone" if number < failed else None for number in range(9)]
+    """results.json of nine rows, in the parts that the gate reads, as `evaluate` counts and writes them."""
+    assert "max_failed" in {field.name for field in fields(Options)}
     samples = [
-        records.Sample(str(number), 3, False, [1] if error is None else None, "a", "b", 0.5, error)
-        for number, error in enumerate(errors)
+        records.Sample(
+            id=str(number),
+            input_tokens=3,
+            truncated=False,
+            output_ids=[1],
+            output_tokens=1,
+            prediction="a",
+            reference="b",
+            sent_s=0.0,
+            latency_s=0.5,
+            arrivals_s=[],
+            retries=0,
+            error="UNAVAILABLE: gone" if number < failed else None,
+        )
+        for number in range(9)
     ]
     results = {
-        "requests": records.request_counts(samples),
-        "latency_s": records.latency(samples),
+        "requests": figures.requests(samples),
         "model": asdict(ServedModel("double", "1", digest)),
-        "options": asdict(options),
+        "options": {"max_failed": allowed},
         **changes,
     }
     folder.mkdir(exist_ok=True)
