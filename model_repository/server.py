@@ -133,8 +133,9 @@ class TritonServer:
             self.address, {"gRPC": self.grpc_port, "HTTP": self.http_port, "metrics": self.metrics_port}
         )
         try:
-            self._folder = Path(tempfile.mkdtemp(prefix=f"{self._name}-"))
-            self._watcher = watcher.watch(self._name, self._folder)
+            self._folder = Path(tempfile.gettempdir()) / f"{self._name}-server"
+            self._watcher = watcher.watch(self._name, self._folder)  # knows the folder before there is one
+            self._folder.mkdir(mode=0o700)
             _lay_out(self._folder / "backends", runtime)
             with self._log.open("wb") as output:
                 self._process = subprocess.Popen(

@@ -191,8 +191,10 @@ except FtconvertError as error:
     code = error.exit_code
 sys.exit(code)
 """
-# Dies where a signal from outside hardly hits: while files are copied, and before the watcher knows the server's group.
+# Dies where a signal from outside hardly hits: as soon as there is a folder, while files are copied into it, and before
+# the watcher knows the server's group.
 DIES = {
+    "watching": "server.Path.mkdir = lambda folder, mode: os.mkdir(folder, mode) or os.kill(os.getpid(), 9)",
     "laying-out": "server._lay_out = lambda folder, runtime: os.kill(os.getpid(), 9)",
     "starting": """
 watch = server.watcher.watch
