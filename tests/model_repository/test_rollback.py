@@ -40,6 +40,7 @@ def test_the_list(repository: str, tmp_path: Path) -> None:
     storage.write("4/weights", b"1")
     storage.remove("1/weights")
     open_storage(f"{repository}/broken").write("config.pbtxt", b"backend")
+    open_storage(f"{repository}/.trash").write("config.pbtxt", b"")
     open_storage(f"{repository}/notes").write("readme", b"no model")
     broken, double = json.loads(done("list", repository, "--json"))["models"]
     assert (broken["name"], broken["served"]) == ("broken", [])
