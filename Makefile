@@ -16,7 +16,7 @@ demo: $(VENV)/.demo ## convert, serve and evaluate the example model; one table 
 	$(BIN)/python examples/demo.py
 
 test: $(VENV)/.all $(VENV)/.chromium lint ## everything that must hold before a change lands
-	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
 
 test-slow: $(VENV)/.all ## the tests that take too long for every change
 	$(BIN)/python -m pytest -m slow

@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     import bucket_proxy
 
 sys.path.insert(0, str(Path(__file__).parent))  # `import tiny` from every test
+# Of torch, here and in the processes that tests start: for tiny networks threads that wait for each other cost three
+# times what there is to compute. (Nothing has imported torch yet.)
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 ROOT = Path(__file__).parent.parent
 
