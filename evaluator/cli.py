@@ -3,6 +3,7 @@
 Nothing heavy is imported before the options have been parsed, so `--help` and a wrong option answer at once.
 """
 
+import math
 import os
 import signal
 import sys
@@ -18,6 +19,16 @@ from evaluator.errors import EvaluateError, TransientError
 
 PROTOCOLS = ("auto", "grpc", "http", "openai", "vllm", "tgi", "torchserve", "vertex")
 TIMES = ("latency", "ttft", "tpot")
+
+
+class _Finite(click.FloatRange):
+    """A number: `nan`, which lies in every range, and `inf` are none that JSON or a clock could hold."""
+
+    def convert(self, value: Any, parameter: click.Parameter | None, context: click.Context | None) -> Any:
+        number = super().convert(value, parameter, context)
+        if not math.isfinite(number):
+            self.fail(f"expected a number, found {value}", parameter, context)
+        return number
 
 
 class _RunByDefault(click.Group):
@@ -93,7 +104,7 @@ def _common(command: Any) -> Any:
         click.option("--json", "as_json", is_flag=True, show_default=False, help="Print JSON on stdout, nothing else."),
         click.option(
             "--margin",
-            type=click.FloatRange(min=0, min_open=True),
+            type=_Finite(min=0, min_open=True),
             default=0.2,
             help="Points of ROUGE that the endpoint may be worse than the baseline.",
         ),
@@ -180,7 +191,7 @@ def main() -> None:
 )
 @click.option(
     "--timeout",
-    type=click.FloatRange(min=0, min_open=True),
+    type=_Finite(min=0, min_open=True),
     default=60.0,
     help="Seconds after which a request counts as failed.",
 )
@@ -220,7 +231,7 @@ def main() -> None:
 @click.option("--authority", metavar="HOST", help="Virtual host, where an ingress has another name than the endpoint.")
 @click.option(
     "--keepalive",
-    type=click.FloatRange(min=1),
+    type=_Finite(min=1),
     metavar="SECONDS",
     help="Ask a silent connection so often whether it lives.  [default: never]",
 )
@@ -309,6 +320,11 @@ def _options(
     choose(options["protocol"], options["endpoint"])  # whether it can be at all
     if concurrency and rate:
         raise click.UsageError("--concurrency and --rate exclude each other: requests wait for answers, or they do not")
+    if ca_certificate and not (tls or options["endpoint"].startswith("https:")):
+        raise click.UsageError(
+            f"--ca-certificate: expected an endpoint that is called with TLS, found {options['endpoint']}; "
+            "mend: --tls for HOST:PORT, https:// in a URL"
+        )
     loads = [Load("open", value) for value in rate or ()] or [Load("closed", value) for value in concurrency or (8,)]
     connection = Connection(
         endpoint=options["endpoint"],
