@@ -1,11 +1,11 @@
 """What a request carries besides its body: headers, and the bearer token from a file or the environment.
 
-No message holds a value: any of them may be the secret.
+No message holds a value: any of them may be the secret. Neither does what a server says, where it repeats them.
 """
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from evaluator.errors import NotFoundError, OptionsError, UsageError
@@ -13,6 +13,8 @@ from evaluator.errors import NotFoundError, OptionsError, UsageError
 TOKEN_VARIABLE = "EVALUATE_TOKEN"
 NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # RFC 9110, token
 VALUE = re.compile(r"[\x20-\x7e]*")  # of what RFC 9110 allows the part that gRPC takes as well
+SHORTEST = 6  # characters of a value that is looked for: shorter ones are words of any message
+NOT_SHOWN = "(not shown)"
 # What the client writes itself, because it depends on the request or the connection.
 RESERVED = ("connection", "content-encoding", "content-length", "content-type", "te", "transfer-encoding")
 
@@ -46,6 +48,19 @@ def headers_of(headers: Sequence[str], token_file: str | None) -> dict[str, str]
     elif not authorised and os.environ.get(TOKEN_VARIABLE):
         found["Authorization"] = f"Bearer {_checked(os.environ[TOKEN_VARIABLE], f'the variable {TOKEN_VARIABLE}')}"
     return found
+
+
+def without_secrets(text: str, headers: Mapping[str, str]) -> str:
+    """What a server said, without the values that it was sent: echoing servers and debug pages repeat them."""
+    for value in headers.values():
+        for secret in (value, value.rpartition(" ")[2]):  # `Bearer TOKEN`, and TOKEN alone
+            if len(secret) < SHORTEST:
+                continue
+            # A message is cut to a length, and then ends in the middle of one.
+            cuts = (f"{secret[:end]}..." for end in range(len(secret) - 1, SHORTEST - 1, -1))
+            cut = next((cut for cut in cuts if cut in text), None)
+            text = text.replace(secret, NOT_SHOWN).replace(cut or secret, NOT_SHOWN)
+    return text
 
 
 def _header(header: str, number: int) -> tuple[str, str]:

@@ -30,6 +30,7 @@ from evaluator import (
     verdict,
 )
 from evaluator.comparison import Comparison
+from evaluator.credentials import without_secrets
 from evaluator.errors import (
     EvaluateError,
     InconclusiveError,
@@ -40,11 +41,12 @@ from evaluator.errors import (
 )
 from evaluator.explain import mend_of
 from evaluator.measure import Plan, ProgressBar, Run
-from evaluator.options import Options
+from evaluator.options import OF_THE_VERDICT, Options
 from evaluator.protocols.base import ServedModel
 from evaluator.protocols.choose import choose
 
 ERRORS_SHOWN = 3  # distinct ones, in the message of a run with too many
+ERRORS_KEPT = 20  # distinct ones of each load, in results.json
 
 
 @dataclass(frozen=True)
@@ -56,23 +58,21 @@ class Evaluation:
     samples: list[records.Sample]
 
     def require_few_failures(self, max_failed: int) -> None:
-        """Raise TooManyFailuresError when more than `max_failed` requests failed."""
-        failed = self.results["requests"]["failed"]
-        if failed <= max_failed:
-            return
-        errors = records.failures(self.samples)
-        shown = [line for error, count in errors[:ERRORS_SHOWN] for line in told(error, count)]
-        more = [f"and {len(errors) - ERRORS_SHOWN} other errors"] if len(errors) > ERRORS_SHOWN else []
-        raise TooManyFailuresError(
-            "\n  ".join(
-                [
-                    f"{failed} of {len(self.samples)} requests failed, at most {max_failed} may (--max-failed)",
-                    *shown,
-                    *more,
-                    f"each is in {self.place}/{records.SAMPLES}, field error",
-                ]
-            )
-        )
+        """Raise TooManyFailuresError when more than `max_failed` requests failed, under whichever load."""
+        runs = self.results["sweep"]
+        over = [run for run in runs if run["requests"]["failed"] > max_failed]
+        lines = []
+        for run in over:
+            at = f" at {run['load']['name']}" if len(runs) > 1 else ""
+            failed, errors = run["requests"]["failed"], list(run["errors"].items())
+            rows = len(self.samples)
+            lines.append(f"{failed} of {rows} requests failed{at}, at most {max_failed} may (--max-failed)")
+            lines += [line for error, count in errors[:ERRORS_SHOWN] for line in told(error, count)]
+            rest = failed - sum(count for _, count in errors[:ERRORS_SHOWN])
+            lines += [f"and {rest} x other errors"] * (rest > 0)
+            lines.append(f"each is in {self.place}/{run['samples']}, field error")
+        if over:
+            raise TooManyFailuresError("\n  ".join(lines))
 
     def require_quality(self) -> None:
         """Raise RegressedError, or InconclusiveError, when there is a baseline and the verdict is not PASS."""
@@ -136,12 +136,18 @@ def evaluate(options: Options, progress_bar: ProgressBar) -> Evaluation:
 
 def _run(options: Options, folder: Path, place: str, started_at: datetime, progress_bar: ProgressBar) -> Evaluation:
     html_report.require_packages()
-    dataset = datasets.load(options.dataset, options.limit, shuffle=options.shuffle, split=options.split)
+    dataset = _dataset(options)
     baseline = baselines.load_baseline(options.baseline) if options.baseline else None
     if baseline:
         comparison.require_rows([(row.id, row.summary) for row in dataset.rows], baseline)
     tokenizer = tokenizers.load(options.tokenizer) if options.tokenizer else None
-    model, started_at, runs = asyncio.run(_ask(options, folder, dataset, tokenizer, started_at, progress_bar))
+    try:
+        model, started_at, runs = asyncio.run(_ask(options, folder, dataset, tokenizer, started_at, progress_bar))
+    except EvaluateError as error:
+        told = without_secrets(str(error), options.connection.headers)
+        if told == str(error):
+            raise
+        raise type(error)(told) from None  # whatever it came from says it, too
     samples = runs[0].samples
     scores = _scores(samples, options.profile)
     results = {
@@ -168,9 +174,17 @@ def _run(options: Options, folder: Path, place: str, started_at: datetime, progr
 
 
 def _finished(folder: Path, place: str, options: Options) -> Evaluation:
-    """A run that was finished before. Raises OptionsError when it asked something else."""
-    records.claim(folder, options.of_the_answers(), resume=True)
+    """A run that was finished before, when it is the one that is asked for: the same answers, judged alike.
+
+    Raises:
+        OptionsError: it asked something else.
+        DatasetError, NotFoundError, TransientError, UsageError: the data set or the tokenizer, as in a run.
+    """
+    tokenizer = tokenizers.load(options.tokenizer) if options.tokenizer else None
+    records.claim(folder, _asked(options, _dataset(options), tokenizer), resume=True)
     results = json.loads((folder / records.RESULTS).read_text("utf-8"))
+    asked = options.recorded()
+    records.require_same(results["options"], {name: asked[name] for name in ("model", *OF_THE_VERDICT)})
     return Evaluation(place, results, records.read_samples(folder / records.SAMPLES))
 
 
@@ -188,15 +202,11 @@ async def _ask(
     async with choose(options.protocol, options.endpoint)(connection) as endpoint:
         plan = partial(Plan, options, dataset.rows, tokenizer, folder)
         requests = measure.prepare(plan(started_at), endpoint)
-        run = {
-            "started_at": started_at.isoformat(),
-            "model": asdict(endpoint.model),
-            "rows_sha256": dataset.rows_sha256,
-            "tokenizer": _described(tokenizer),
-            **options.of_the_answers(),
-        }
+        run = {"started_at": started_at.isoformat(), "model": asdict(endpoint.model)}
+        run |= _asked(options, dataset, tokenizer)
         begun = datetime.fromisoformat(records.claim(folder, run, options.resume)["started_at"])
-        return endpoint.model, begun, await measure.run_all(plan(begun), requests, endpoint, progress_bar)
+        runs = await measure.run_all(plan(begun), requests, endpoint, progress_bar)
+        return endpoint.model, begun, runs  # Vertex AI tells its model's version with the answers
 
 
 def _place(options: Options, started_at: datetime) -> str:
@@ -206,6 +216,15 @@ def _place(options: Options, started_at: datetime) -> str:
     if options.resume:
         raise UsageError("--resume: expected --output with the folder of the run to go on with, found none")
     return f"evaluations/{re.sub(r'[^A-Za-z0-9._-]', '_', options.model)}-{started_at:%Y%m%dT%H%M%SZ}"
+
+
+def _dataset(options: Options) -> datasets.Dataset:
+    return datasets.load(options.dataset, options.limit, shuffle=options.shuffle, split=options.split)
+
+
+def _asked(options: Options, dataset: datasets.Dataset, tokenizer: tokenizers.Tokenizer | None) -> dict[str, Any]:
+    """What the answers depend on, as run.json keeps it; but for the model, which the server describes."""
+    return {"rows_sha256": dataset.rows_sha256, "tokenizer": _described(tokenizer), **options.of_the_answers()}
 
 
 def _described(tokenizer: tokenizers.Tokenizer | None) -> dict[str, str] | None:
@@ -233,6 +252,8 @@ def _of_sweep(run: Run, first: Run, options: Options) -> dict[str, Any]:
         "load": stated,
         **_figures(run, options),
         "changed": changed,
+        "errors": dict(records.failures(run.samples)[:ERRORS_KEPT]),
+        "samples": run.file,
         "kept": run.kept,
         "wall_s": run.wall_s,
         "client_cpu_s": run.cpu_s,

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from evaluator import load, records, tokenizers
+from evaluator.credentials import without_secrets
 from evaluator.datasets import Row
 from evaluator.errors import UsageError
 from evaluator.options import Load, Options
@@ -32,7 +33,7 @@ ProgressBar = Callable[[int, int, str], AbstractContextManager[Callable[[], None
 
 @dataclass(frozen=True)
 class Run:
-    """The rows under one load.
+    """The rows under one load, and the name of the file that has them.
 
     Of a run that was gone on with, `kept` rows are from before, and `resent` of those sent now had failed then. Those
     that were sent now were so from `began_s` on, which counts from the beginning of all, for `wall_s` (seconds), and
@@ -40,6 +41,7 @@ class Run:
     """
 
     load: Load
+    file: str
     samples: list[Sample]
     began_s: float
     wall_s: float
@@ -149,7 +151,7 @@ async def _run(plan: Plan, at: Load, requests: Sequence[Request], endpoint: Endp
             await load.open_loop(contents, endpoint.send, moments, options.retries, completed)
         wall_s, cpu_s = time.perf_counter() - began, time.process_time() - cpu
         server = await endpoint.statistics(observed) if isinstance(endpoint, Observed) else None
-    return Run(at, log.in_order(), began + offset, wall_s, cpu_s, len(kept), resent, server)
+    return Run(at, path.name, log.in_order(), began + offset, wall_s, cpu_s, len(kept), resent, server)
 
 
 def _sample(
@@ -178,7 +180,7 @@ def _sample(
         latency_s=outcome.latency_s,
         arrivals_s=[moment - outcome.sent_s for moment in answer.arrivals] if answer else [],
         retries=outcome.retries,
-        error=outcome.error,
+        error=outcome.error and without_secrets(outcome.error, plan.options.connection.headers),
     )
 
 

@@ -6,10 +6,11 @@ from typing import Any
 
 from evaluator.protocols.base import Connection
 
+OF_THE_VERDICT = ("baseline", "margin", "profile", "slo")
 # What may differ between a run and the one that goes on with it: where it lies, and how answers are judged.
 NOT_OF_THE_ANSWERS = (
     *("dataset", "endpoint", "model", "output", "resume", "tokenizer"),
-    *("baseline", "margin", "max_failed", "profile", "slo"),
+    *("max_failed", *OF_THE_VERDICT),
 )
 
 

@@ -182,15 +182,19 @@ def claim(folder: Path, run: Mapping[str, Any], resume: bool) -> Mapping[str, An
         return run
     try:
         found = json.loads(path.read_text("utf-8"))
-        differing = [name for name in run if name != "started_at" and found[name] != run[name]]
+        require_same(found, {name: value for name, value in run.items() if name != "started_at"})
     except (ValueError, KeyError, TypeError) as error:
         raise OptionsError(f"--resume: {path} is damaged ({error})\n  mend: begin in a new folder") from error
-    if differing:
-        told = [f"{name}: it was {found[name]}, now it is {run[name]}" for name in differing]
-        raise OptionsError(
-            "\n  ".join([f"--resume: {folder} holds another run", *told, "mend: ask the same, or give another folder"])
-        )
     return dict(found)
+
+
+def require_same(found: Mapping[str, Any], asked: Mapping[str, Any]) -> None:
+    """Raise OptionsError naming all that is asked and was asked otherwise by the run that is `found`."""
+    told = [f"{name}: it was {found[name]}, now it is {value}" for name, value in asked.items() if found[name] != value]
+    if told:
+        raise OptionsError(
+            "\n  ".join(["--resume: --output holds another run", *told, "mend: ask the same, or give another folder"])
+        )
 
 
 def failures(samples: Iterable[Sample]) -> list[tuple[str, int]]:

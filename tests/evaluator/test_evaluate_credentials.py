@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from evaluator.credentials import headers_of
+from evaluator.credentials import headers_of, without_secrets
 from evaluator.errors import EvaluateError, NotFoundError, OptionsError, UsageError
 
 SECRET = "s3cret"
@@ -98,3 +98,20 @@ def hidden(raised: pytest.ExceptionInfo[EvaluateError]) -> None:
     while error is not None:
         assert SECRET not in str(error)
         error = error.__cause__
+
+
+TOKEN, KEY = "eyJhbGciOi.J9", "k-1234567"
+
+
+@pytest.mark.parametrize(
+    ("said", "told"),
+    [
+        (f"bad token Bearer {TOKEN}, really {TOKEN}", "bad token (not shown), really (not shown)"),
+        (f"{{'X-Key': '{KEY}'}}", "{'X-Key': '(not shown)'}"),
+        (f"you sent {TOKEN[:-1]}...", "you sent (not shown)"),
+        (f"you sent {KEY[:6]}...'", "you sent (not shown)'"),
+        ("yes, short ones are words", "yes, short ones are words"),
+    ],
+)
+def test_what_a_server_says_is_told_without_what_it_was_sent(said: str, told: str) -> None:
+    assert without_secrets(said, {"Authorization": f"Bearer {TOKEN}", "X-Key": KEY, "X-Short": "yes"}) == told

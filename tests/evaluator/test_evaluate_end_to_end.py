@@ -1,6 +1,8 @@
 """The demo model behind every protocol: the same figures as T5X's own network has."""
 
 import json
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -56,3 +58,48 @@ def test_a_secret_is_nowhere_in_what_a_run_leaves(
         "Authorization",
         "X-Key",
     ]
+
+
+class Echo(BaseHTTPRequestHandler):
+    """Refuses as a gateway that is being debugged does: with all it was sent."""
+
+    refused = "POST"
+
+    def do_GET(self) -> None:
+        self.answer(json.dumps({"data": [{"id": MODEL}]}))
+
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers["Content-Length"]))
+        self.answer("{}")
+
+    def answer(self, body: str) -> None:
+        refused = self.command == self.refused
+        self.send_response(401 if refused else 200)
+        self.end_headers()
+        self.wfile.write((f"{'x' * 150} {self.headers}" if refused else body).encode())
+
+    def log_message(self, format: str, *arguments: object) -> None:
+        pass
+
+
+@pytest.mark.parametrize(("refused", "code"), [("POST", 4), ("GET", 78)])
+def test_nor_where_a_server_repeats_it(tmp_path: Path, example: Path, refused: str, code: int) -> None:
+    asked: dict[str, Any] = {"model": MODEL, "dataset": example / "test.jsonl", "limit": 2, "header": "X-Key: hush-key"}
+    handler = type("Refusing", (Echo,), {"refused": refused})
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_port}/v1"
+        done = evaluate(output=tmp_path / "out", endpoint=url, debug=True, quiet=True, **asked)
+        server.shutdown()
+    assert done.exit_code == code
+    assert "X-Key: (not shown)" in done.stderr
+    assert "hush" not in done.output + done.stderr
+    for file in tmp_path.rglob("*.*"):
+        assert b"hush" not in file.read_bytes(), file
+
+
+def test_the_version_that_vertex_names_is_in_the_results(tmp_path: Path, example: Path) -> None:
+    asked: dict[str, Any] = {"model": MODEL, "dataset": example / "test.jsonl", "limit": 2}
+    with serve("vertex", demo_answers()) as server:
+        results, _ = evaluated(tmp_path / "out", endpoint=server.url, header="Authorization: Bearer t", **asked)
+    assert results["model"] == {"name": MODEL, "version": "3", "manifest_sha256": None}

@@ -159,6 +159,37 @@ def test_rows_that_had_failed_are_sent_again(tmp_path: Path, example: Path) -> N
     assert results["requests"]["resent"] >= 4
 
 
+def test_a_finished_run_is_not_taken_for_another(tmp_path: Path, example: Path) -> None:
+    """Nobody is asked then: so what was asked has to be the same, the options of the verdict included."""
+    other = tmp_path / "other.jsonl"
+    other.write_text(json.dumps({"id": "x", "document": "d", "summary": "s"}) + "\n")
+    with faulty(lambda number: "ok") as server:
+        options = asked(server, example, tmp_path / "out", limit=1)
+        evaluated(**options)
+        calls = server.calls
+        assert evaluate(**options, resume=True, max_failed=3).exit_code == 0
+        for name, value in (
+            *(("baseline", "nowhere.jsonl"), ("margin", 0.5), ("rouge_profile", "hf"), ("slo", "latency=1")),
+            *(("model", "other"), ("dataset", other), ("prompt", "{document}")),
+        ):
+            done = evaluate(**(options | {name: value}), resume=True)
+            assert (done.exit_code, "--output holds another run" in done.stderr) == (78, True), name
+    assert server.calls == calls
+
+
+def test_requests_that_fail_under_a_later_load_fail_the_run(tmp_path: Path, example: Path) -> None:
+    with faulty(lambda number: "ok" if number < 12 else "INTERNAL") as server:
+        options = asked(server, example, tmp_path / "out", limit=10, warmup=0, concurrency="1,2")
+        done = evaluate(**options, max_failed=7)
+    assert done.exit_code == 4
+    assert done.stderr.startswith("evaluate: 8 of 10 requests failed at concurrency 2, at most 7 may (--max-failed)\n")
+    assert "8 x INTERNAL: as told" in done.stderr
+    assert "out/samples-concurrency-2.jsonl, field error" in done.stderr
+    results, _ = read(tmp_path / "out")
+    assert [load["requests"]["failed"] for load in results["sweep"]] == [0, 8]
+    assert evaluate(**options, max_failed=8, resume=True).exit_code == 0
+
+
 def test_a_triton_that_is_killed_and_started_again_costs_no_answer(tmp_path: Path, example: Path, triton: Any) -> None:
     """A real one: what it had not answered is sent again to the one that comes after it."""
     repository = tmp_path / "repository"
