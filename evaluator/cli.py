@@ -325,6 +325,9 @@ def _options(
             f"--ca-certificate: expected an endpoint that is called with TLS, found {options['endpoint']}; "
             "mend: --tls for HOST:PORT, https:// in a URL"
         )
+    of_streams = [name for name in options["slo"] if name != "latency"]
+    if of_streams and not options["stream"] and "://" in options["endpoint"]:
+        raise click.UsageError(f"--slo {of_streams[0]}: expected --stream, without which there is no such time")
     loads = [Load("open", value) for value in rate or ()] or [Load("closed", value) for value in concurrency or (8,)]
     connection = Connection(
         endpoint=options["endpoint"],

@@ -22,6 +22,7 @@ from evaluator.protocols.triton_models import (
     joined,
     malformed,
     parameter,
+    require_fitting,
     signature,
     values,
     wire,
@@ -181,7 +182,8 @@ async def connect(connection: Connection) -> AsyncIterator[TritonGrpc]:
     Raises:
         TransientError: nothing there that speaks Triton's gRPC, or the model is still loading.
         NotFoundError: the server has no such model.
-        OptionsError: the model's tensors are not supported, the tokenizer lacks a token, or a package is missing.
+        OptionsError: the model's tensors are not supported, it does not stream, the tokenizer lacks a token, or a
+            package is missing.
     """
     try:
         import grpc
@@ -221,12 +223,7 @@ async def connect(connection: Connection) -> AsyncIterator[TritonGrpc]:
         except grpc.aio.AioRpcError as error:
             raise _unreachable(address, error) from error
         known = signature(metadata, config, connection.parameters)
-        missing = [name for name in known.inputs if connection.special.get(name, 0) is None]
-        if missing:
-            raise OptionsError(
-                f"--tokenizer: expected a tokenizer with {' and '.join(missing)}, which {model} has to be sent, "
-                "found none"
-            )
+        require_fitting(known, connection)
         yield TritonGrpc(channel, headers, ServedModel(model, version, digest), called, known, connection)
 
 

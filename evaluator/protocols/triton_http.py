@@ -30,6 +30,7 @@ from evaluator.protocols.triton_models import (
     joined,
     malformed,
     parameter,
+    require_fitting,
     signature,
     values,
     wire,
@@ -216,9 +217,5 @@ async def _preflight(client: http.Http, url: str, connection: Connection) -> tup
             f"--protocol http: expected a model of one response to a request, or of text, found {name}, which is "
             "decoupled and gives token ids\n  mend: --protocol grpc with HOST:PORT of the gRPC port (usually 8001)"
         )
-    missing = [tensor for tensor in known.inputs if connection.special.get(tensor, 0) is None]
-    if missing:
-        raise OptionsError(
-            f"--tokenizer: expected a tokenizer with {' and '.join(missing)}, which {name} has to be sent, found none"
-        )
+    require_fitting(known, connection)
     return ServedModel(name, version, digest), called, known

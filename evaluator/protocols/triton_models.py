@@ -145,6 +145,21 @@ def signature(metadata: Any, config: Any, parameters: Iterable[str] = ()) -> Sig
     )
 
 
+def require_fitting(known: Signature, connection: Connection) -> None:
+    """Raise OptionsError where a stream is asked of a model that has none, or the tokenizer lacks what it is sent."""
+    model = connection.model
+    if connection.stream and not known.decoupled:
+        raise OptionsError(
+            f"--stream: expected a model that streams (with decoupled transactions), found {model}, which answers as a "
+            "whole\n  mend: leave --stream out, or build the model with --decoupled"
+        )
+    missing = [name for name in known.inputs if connection.special.get(name, 0) is None]
+    if missing:
+        raise OptionsError(
+            f"--tokenizer: expected a tokenizer with {' and '.join(missing)}, which {model} has to be sent, found none"
+        )
+
+
 def _kind(inputs: Mapping[str, Tensor], config: Any) -> Kind:
     """What a model with these inputs is, or comes nearest to."""
     if "text_input" in inputs:

@@ -346,6 +346,7 @@ def test_a_request_over_its_time_fails(tmp_path: Path, arguments: list) -> None:
         (["--parameter", "beam_width=4"], 78, "has no input beam_width"),
         (["--parameter", "end_id=x"], 78, "expected end_id as UINT32, found 'x'"),
         (["--output", "", "--resume"], 2, "expected --output"),
+        (["--stream"], 78, "--stream: expected a model that streams (with decoupled transactions), found echo"),
         (["--model", "text_in"], 78, "found inputs: text_input:BYTES"),
         (["--dataset", "nowhere.jsonl"], 66, "nowhere.jsonl"),
         (["--dataset", "bad.jsonl"], 65, "line 1: not JSON"),
