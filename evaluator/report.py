@@ -98,9 +98,10 @@ def print_comparison(results: Mapping[str, Any]) -> None:
 def _facts(results: Mapping[str, Any]) -> sections.Facts:
     requests, dataset, model = results["requests"], results["dataset"], results["model"]
     options = results["options"]
+    cut = f"{requests['truncated']:,} with the prompt cut to {options['max_input_tokens']:,} tokens"
+    whole = "no prompt cut, for want of a --tokenizer"
     sent = (
-        f"{requests['completed']:,} completed, {requests['failed']:,} failed, "
-        f"{requests['truncated']:,} with the prompt cut to {options['max_input_tokens']:,} tokens"
+        f"{requests['completed']:,} completed, {requests['failed']:,} failed, {cut if results['tokenizer'] else whole}"
     )
     again = f", {requests['retries']:,} sent again" if requests["retries"] else ""
     facts = [

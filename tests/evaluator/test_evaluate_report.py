@@ -49,6 +49,17 @@ def test_the_verdict_is_first_and_the_folder_last(made: Material, monkeypatch: p
     assert max(len(line) for line in lines if not line.startswith("  mend: ")) <= 80  # prose is wrapped by a terminal
 
 
+@pytest.mark.parametrize(
+    ("tokenizer", "told"),
+    [({"name": "t"}, "0 with the prompt cut to 512 tokens"), (None, "no prompt cut, for want of a --tokenizer")],
+)
+def test_without_a_tokenizer_no_prompt_is_said_to_be_short(
+    made: Material, monkeypatch: pytest.MonkeyPatch, tokenizer: Any, told: str
+) -> None:
+    results = {**made.results, "tokenizer": tokenizer}
+    assert told in " ".join(printed(replace(made, results=results), monkeypatch).split())
+
+
 def test_numbers_are_those_of_the_results(made: Material, monkeypatch: pytest.MonkeyPatch) -> None:
     text = printed(made, monkeypatch)
     results = made.results
