@@ -14,8 +14,8 @@ from converter.cli_repository import repository
 from converter.terminal import Size, as_json, fails_well, progress_bar
 
 if TYPE_CHECKING:
-    from converter.convert import Conversion, Report
-    from converter.manifest import Destination
+    from converter.convert import Conversion, Report, Request
+    from converter.manifest import Destination, Manifest
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -143,6 +143,7 @@ def _options(source: str, target: str) -> list[Option]:
             default=None,
             help="Threads.  [default: number of CPUs; 32 from or to a bucket]",
         ),
+        click.option("--shard", metavar="I/N", help="Do the I-th (from 0) of N parts; then `ftconvert finalize`."),
         click.option("--overwrite", is_flag=True, help="Replace a model that is at the destination."),
         click.option("--dry-run", is_flag=True, help="Print the whole plan, read no tensor, write nothing."),
         click.option("--quiet", is_flag=True, help="No progress bar, no summary."),
@@ -197,35 +198,40 @@ for _pair in PAIRS:
 
 
 def _convert(pair: tuple[str, str], dry_run: bool, quiet: bool, as_json: bool, options: dict[str, Any]) -> None:
-    from converter.convert import Request, convert, prepare
+    from converter.convert import Request, convert, finished, prepare
+    from converter.parts import Shard
 
-    request = Request(pair=pair, **{key: value for key, value in options.items() if value is not None})
+    given = {key: value for key, value in options.items() if value is not None}
+    if shard := given.pop("shard", None):
+        given["shard"] = Shard.parse(shard)
     started = time.monotonic()
-    conversion = prepare(request)
+    conversion = prepare(Request(pair=pair, **given))
     for note in conversion.notes:
         click.echo(f"ftconvert: note: {note}", err=True)
-    finish = _finish(conversion)
-    if dry_run:
-        _print_plan(conversion, as_json)
-        return
-    with progress_bar("converting", conversion.plan.nbytes, quiet or as_json) as advance:
-        report = convert(conversion, finish, advance)
+    report = finished(conversion) if shard and not dry_run else None
+    if report is None:
+        finish = _finishing(conversion.request, conversion.manifest)
+        if dry_run:
+            _print_plan(conversion, as_json)
+            return
+        with progress_bar("converting", conversion.part.nbytes, quiet or as_json) as advance:
+            report = convert(conversion, finish, advance)
     _print_report(report, time.monotonic() - started, quiet, as_json)
 
 
-def _finish(conversion: Conversion) -> Callable[[Destination, bytes], None]:
+def _finishing(request: Request, manifest: Manifest) -> Callable[[Destination, bytes], None]:
     """What comes after the weights: in a repository what makes the model visible to Triton."""
-    if conversion.request.pair[1] != "ft":
+    if request.layout != "repository":
         return lambda where, data: None
     from model_repository.fastertransformer import finishing
 
-    return finishing(conversion)
+    return finishing(request, manifest)
 
 
 def _print_plan(conversion: Conversion, as_json: bool) -> None:
     from converter.tensor import short_name
 
-    plan, folder = conversion.plan, conversion.destination.storage
+    plan, folder, shard = conversion.part, conversion.destination.storage, conversion.shard
     rows: list[dict[str, Any]] = [
         {
             "path": file.path,
@@ -235,16 +241,19 @@ def _print_plan(conversion: Conversion, as_json: bool) -> None:
             "tensors": len(file.segments),
             "from": [segment.tensor.origin for segment in file.segments],
         }
-        for file in plan.files
+        for file in (*plan.files, *conversion.headers)
     ]
     totals: dict[str, Any] = {
         "files": len(rows),
-        "bytes_written": plan.nbytes,
+        "shard": str(shard),
+        "bytes_written": sum(row["bytes"] for row in rows),
+        "bytes_of_all_parts": conversion.plan.nbytes,
+        "bytes_of_largest_part": conversion.largest_part,
         "bytes_read": conversion.read_nbytes,
         "memory_budget": conversion.limits.budget,
         "minimum_memory_budget": plan.minimum_budget,
         "jobs": conversion.limits.jobs,
-        "compared_first": sorted(conversion.checkpoint.derived),
+        "compared_first": sorted(conversion.repeats.derived),
         "notes": list(conversion.notes),
     }
     if as_json:
@@ -256,12 +265,19 @@ def _print_plan(conversion: Conversion, as_json: bool) -> None:
         shape = "x".join(map(str, row["shape"])) if row["shape"] else several
         click.echo(f"{row['bytes']:>14,}  {row['dtype'] or '-':<5} {shape:<16} {row['path']}")
     click.echo(
-        f"{plan.nbytes:>14,}  bytes in {len(rows)} files to {folder}; {conversion.read_nbytes:,} bytes read\n"
+        f"{totals['bytes_written']:>14,}  bytes in {len(rows)} files to {folder}; "
+        f"{conversion.read_nbytes:,} bytes read\n"
         f"memory budget {conversion.limits.budget:,} bytes (at least {plan.minimum_budget:,} needed), "
         f"{conversion.limits.jobs} threads"
     )
+    if shard.of > 1:
+        mean = conversion.plan.nbytes / shard.of
+        click.echo(
+            f"part {shard} of {conversion.plan.nbytes:,} bytes; the largest part has {conversion.largest_part:,}, "
+            f"{conversion.largest_part / mean:.2f} of the mean"
+        )
     _print_build(conversion.manifest, conversion.destination)
-    if conversion.checkpoint.derived:
+    if conversion.repeats.derived:
         click.echo(f"compared before anything is written: {', '.join(totals['compared_first'])}")
 
 
@@ -273,9 +289,10 @@ def _print_report(report: Report, seconds: float, quiet: bool, as_json: bool) ->
         "manifest": str(where.storage.path("manifest.json")),
         "name": report.manifest["options"]["name"],
         "dtype": report.manifest["options"]["dtype"],
+        "shard": str(conversion.shard),
         "files": len(report.manifest["files"]),
         "files_resumed": report.resumed,
-        "bytes_written": conversion.plan.nbytes,
+        "bytes_written": sum(file["size"] for file in report.manifest["files"].values()),
         "bytes_read": conversion.read_nbytes,
         "parameters": conversion.checkpoint.parameters,
         "seconds": round(seconds, 3),
@@ -287,11 +304,19 @@ def _print_report(report: Report, seconds: float, quiet: bool, as_json: bool) ->
         click.echo(json.dumps(document, indent=2))
     elif not quiet:
         resumed = f" ({report.resumed} were there from an earlier run)" if report.resumed else ""
+        part = f"part {conversion.shard} of " if conversion.shard.of > 1 else ""
         click.echo(
-            f"{where.root}: {document['parameters']:,} parameters as {document['dtype']}, "
+            f"{where.root}: {part}{document['parameters']:,} parameters as {document['dtype']}, "
             f"{document['files']} files{resumed}, {document['bytes_written']:,} bytes in {seconds:.1f} s"
         )
-        _print_build(report.manifest, where)
+        if report.finished:
+            click.echo("The conversion is finished; there is nothing left to do.")
+        elif part:
+            request = conversion.request
+            name = f" --name {request.name}" if where.version is not None else ""
+            click.echo(f"When all {conversion.shard.of} parts are done: ftconvert finalize {request.destination}{name}")
+        else:
+            _print_build(report.manifest, where)
 
 
 def _print_build(manifest: Mapping[str, Any], where: Destination) -> None:
@@ -299,6 +324,38 @@ def _print_build(manifest: Mapping[str, Any], where: Destination) -> None:
     if commands := manifest.get("trtllm_build"):
         click.echo(f"Build the engines on the GPU that they will run on, in {where.root}:")
         click.echo("\n".join(f"  {command}" for command in commands))
+
+
+@main.command()
+@click.argument("destination")
+@click.option("--name", default="", help="Which model of a repository.  [default: the one that has parts]")
+@as_json
+@fails_well
+def finalize(destination: str, name: str, as_json: bool) -> None:
+    """Make one model of what `--shard` has written to DESTINATION, when all parts are done."""
+    from converter.finalize import finalize
+
+    done = finalize(destination, name, _finishing)
+    if done is None:
+        if as_json:
+            click.echo(json.dumps({"destination": destination, "parts": 0}, indent=2))
+        else:
+            click.echo(f"{destination}: finished before; there is nothing left to do")
+        return
+    files, where = done.manifest["files"], done.destination
+    document = {
+        "destination": str(where.root),
+        "manifest": where.storage.path("manifest.json"),
+        "name": done.manifest["options"]["name"],
+        "parts": done.parts,
+        "files": len(files),
+        "bytes": sum(file["size"] for file in files.values()),
+    }
+    if as_json:
+        click.echo(json.dumps(document, indent=2))
+        return
+    click.echo(f"{where.root}: {len(files)} files, {document['bytes']:,} bytes of {done.parts} parts")
+    _print_build(done.manifest, where)
 
 
 @main.command()

@@ -1,7 +1,9 @@
 """A conversion, from request to report, readable in one screen.
 
-open the source -> merge an adapter -> cast -> lay out -> plan (checked) -> compare what only repeats -> claim the
-destination -> engine -> manifest.json -> finish
+open the source -> merge an adapter -> cast -> lay out -> plan (checked) -> our part of it -> compare what only repeats
+-> claim the destination -> engine -> manifest.json -> finish
+
+With --shard the last two are `finalize`'s.
 """
 
 from __future__ import annotations
@@ -10,11 +12,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
+import crc32c
 import numpy as np
 
-from converter import engine, manifest
+from converter import engine, manifest, parts
 from converter.checkpoint import Checkpoint, check_repeats
-from converter.errors import DestinationError, OptionsError, SourceError, UsageError
+from converter.errors import ChangedError, DestinationError, IncompleteError, OptionsError, SourceError, UsageError
 from converter.families.base import Variant
 from converter.formats import (
     adapter_folder,
@@ -30,8 +33,9 @@ from converter.formats import (
     trtllm_config,
 )
 from converter.formats.parallel import check_divisible
-from converter.manifest import Destination, File, Journal, Manifest
-from converter.plan import OutputFile, Plan
+from converter.manifest import Destination, File, Manifest
+from converter.parts import WHOLE, Journal, Shard
+from converter.plan import OutputFile, Plan, stretches
 from converter.storage import open_storage
 from converter.tensor import dtype_named, short_name
 
@@ -64,6 +68,7 @@ class Request:
     layout: str = ""
     memory_budget: int = DEFAULT_BUDGET
     jobs: int = 0
+    shard: Shard | None = None  # None: all of it, and not as the only one of several
     overwrite: bool = False
 
 
@@ -74,20 +79,37 @@ class Conversion:
     request: Request
     checkpoint: Checkpoint
     plan: Plan
+    part: Plan  # what of it this run writes
+    headers: tuple[OutputFile, ...]  # files that this run hands to `finalize`
+    largest_part: int  # bytes, of all parts
     limits: engine.Limits
     destination: Destination
     manifest: Manifest  # complete but for `files`
 
     @property
+    def shard(self) -> Shard:
+        return self.request.shard or WHOLE
+
+    @property
     def head(self) -> dict[str, Any]:
-        """The first line of the journal: which conversion this is, and what `finalize` would need."""
+        """The first line of the journal: which conversion this is, and what `finalize` needs."""
         return {
             "plan": self.plan.digest,
             "source": self.checkpoint.source.fingerprint,
             "tool_version": self.manifest["tool_version"],
             "stamp": self.checkpoint.stamp,
             "manifest": self.manifest,
+            "tokenizer": self.request.tokenizer,
+            "files": len(self.part.files) + len(self.headers),
         }
+
+    @property
+    def repeats(self) -> Checkpoint:
+        """The source with what this part compares of all that only repeats: about as many bytes in each."""
+        derived = list(self.checkpoint.derived.items())
+        ends = stretches([repeat.stored.spec.nbytes for _, repeat in derived], self.shard.of)
+        first, last = [0, *ends][self.shard.index : self.shard.index + 2]
+        return replace(self.checkpoint, derived=dict(derived[first:last]))
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -102,16 +124,17 @@ class Conversion:
     @property
     def read_nbytes(self) -> int:
         """Bytes that will be read from the source, decompressed."""
-        return self.limits.read_nbytes(self.plan)
+        return self.limits.read_nbytes(self.part)
 
 
 @dataclass(frozen=True)
 class Report:
-    """What a conversion did."""
+    """What a conversion did; of a part the manifest lists its files alone."""
 
     conversion: Conversion
     manifest: Manifest
     resumed: int  # files that an earlier run had finished
+    finished: bool = False  # the whole conversion, before this run came to it
 
 
 def prepare(request: Request) -> Conversion:
@@ -121,6 +144,12 @@ def prepare(request: Request) -> Conversion:
         UsageError, SourceError, SourceMissingError, OptionsError, DestinationError: see errors.py.
     """
     name = checked_name(request.name or request.model or _folder_name(request.source))
+    shard = request.shard or WHOLE
+    if request.overwrite and shard != WHOLE:
+        raise OptionsError(
+            "--overwrite: one part would remove what others have written. Choose another destination, or remove what "
+            "is there before the parts start"
+        )
     source_format, target = request.pair
     step = request.step if source_format == "jax" else None
     opened = open_any(request.source, request.model or None, step, only=source_format)
@@ -155,8 +184,12 @@ def prepare(request: Request) -> Conversion:
     destination = _destination(request)
     ends = [destination.root, *([] if is_hub(request.source) else [open_storage(request.source)])]
     jobs = request.jobs or max(end.jobs for end in ends)
-    limits = engine.Limits.of(plan, request.memory_budget, jobs)
-    return Conversion(request, model, plan, limits, destination, skeleton)
+    divided = plan.parts(shard.of, by_file=target == "trtllm") if shard != WHOLE else (plan,)
+    part = divided[shard.index]
+    headers = plan.headers if shard.of > 1 and shard.index == 0 else ()
+    limits = engine.Limits.of(part, request.memory_budget, jobs)
+    largest = max(one.nbytes for one in divided)
+    return Conversion(request, model, plan, part, headers, largest, limits, destination, skeleton)
 
 
 class Laid(NamedTuple):
@@ -281,6 +314,19 @@ def checked_name(name: str) -> str:
     return name
 
 
+def finished(conversion: Conversion) -> Report | None:
+    """For a part of a conversion that has been finished: there is nothing left to do. None for any other."""
+    written = parts.finished(conversion.destination, conversion.manifest, conversion.plan)
+    if written is None:
+        return None
+    files = {name: written["files"][name] for name in _names(conversion)}
+    return Report(conversion, {**conversion.manifest, "files": files}, len(files), finished=True)
+
+
+def _names(conversion: Conversion) -> list[str]:
+    return [file.path for file in (*conversion.part.files, *conversion.headers)]
+
+
 def convert(
     conversion: Conversion,
     finish: Callable[[Destination, bytes], None] = lambda destination, manifest: None,
@@ -289,7 +335,7 @@ def convert(
     """Carry out what `prepare` has checked; goes on from an earlier run of the same conversion.
 
     Args:
-        finish: called with the bytes of manifest.json when it has been written; adds config.pbtxt.
+        finish: called with the bytes of manifest.json when it has been written; adds config.pbtxt. Not for a part.
         progress: called with the bytes written since the last call, resumed files included.
 
     Raises:
@@ -297,25 +343,46 @@ def convert(
         SourceError: damaged source, or a value that the written type cannot hold.
         IncompleteError: disk full or another I/O error; run again to go on.
     """
-    where, plan = conversion.destination, conversion.plan
-    check_repeats(conversion.checkpoint)
-    done = manifest.claim(where, plan, conversion.head, conversion.request.overwrite)
+    where = conversion.destination
+    check_repeats(conversion.repeats)
+    journal = Journal(where, conversion.head, conversion.shard)
+    done = parts.claim(journal, conversion.plan, conversion.part.nbytes, conversion.request.overwrite)
     resumed = len(done)
-    journal = Journal(where, conversion.head)
-    journal.start(done)
     progress(sum(file.size for file in done.values()))
-
-    def finished(name: str, size: int, crc32c: str) -> None:
-        journal.add(name, size, crc32c)
-        done[name] = File(size, crc32c)
-
     try:
-        engine.run(plan, where.storage, conversion.limits, tuple(done), finished, progress)
+        _write(conversion, journal, done, progress)
+    except ChangedError as error:  # another process did the same meanwhile, and was faster
+        if report := finished(conversion):
+            return report
+        raise parts.gone(journal) from error
+    complete = {**conversion.manifest, "files": {name: vars(file) for name, file in done.items()}}
+    if conversion.shard == WHOLE:
+        data = manifest.encode(complete)
+        where.storage.write(manifest.MANIFEST, data)
+        finish(where, data)
+        journal.remove()
+    return Report(conversion, complete, resumed)
+
+
+def _write(conversion: Conversion, journal: Journal, done: dict[str, File], progress: engine.Progress) -> None:
+    """Every file of the part that is not done; then all of them are in the journal, and in `done`.
+
+    Raises:
+        ChangedError: the journal has gone.
+    """
+
+    def add(name: str, size: int, crc: str, data: bytes | None = None) -> None:
+        journal.add(name, size, crc, data)
+        done[name] = File(size, crc)
+
+    journal.open()
+    try:
+        engine.run(conversion.part, journal.destination.storage, conversion.limits, tuple(done), add, progress)
+        for file in conversion.headers:
+            if file.path not in done:
+                add(file.path, file.nbytes, f"{crc32c.crc32c(file.header):08x}", file.header)
     finally:
         journal.close()
-    complete = {**conversion.manifest, "files": {name: vars(file) for name, file in done.items()}}
-    data = manifest.encode(complete)
-    where.storage.write(manifest.MANIFEST, data)
-    finish(where, data)
-    journal.remove()
-    return Report(conversion, complete, resumed)
+    if lost := done.keys() - journal.listed().files.keys():  # a disk on the network may lose one of two appended lines
+        where = journal.destination.storage.path(journal.shard.journal)
+        raise IncompleteError(f"{where}: lacks {len(lost)} files that are there. Run the same command again.")

@@ -5,6 +5,8 @@ from the same tensors form a *bundle* and are written in lockstep: band after ba
 read once, its parts appended to every file. Bundles that share a source form a *group*: the unit of scheduling. If a
 group has several bundles and its sources fit into memory, they are read once and kept for all of them; so are the
 sources of a *run*, neighbouring tensors of one file that share them (the layers of a stacked array).
+
+Several machines may each write a *part* of the files: `Plan.parts`.
 """
 
 from __future__ import annotations
@@ -160,12 +162,22 @@ class Group:
         """Bytes of its sources that would be read again if each bundle read its own."""
         return sum(nbytes_of(_leaves(bundle.tensors)) for bundle in self.bundles) - self.source_nbytes
 
+    @property
+    def together(self) -> bool:
+        """Whether its bundles share much: not only the embedding that encoder and decoder both have."""
+        return SHARED * self.shared_nbytes > self.source_nbytes
+
     def resident(self, budget: int) -> bool:
         """Whether its sources are read once and kept while all its bundles are written, within `budget` bytes.
 
-        Not for a small part of them (the embedding that encoder and decoder both have): one worker would do it all.
+        Not for a small part of them: one worker would do it all.
         """
-        return SHARED * self.shared_nbytes > self.source_nbytes and self.source_nbytes + self.minimum <= budget
+        return self.together and self.source_nbytes + self.minimum <= budget
+
+    @property
+    def units(self) -> list[tuple[OutputFile, ...]]:
+        """Files that one machine has to write, so that no source is read by several but for a small part of it."""
+        return [self.files] if self.together else [bundle.files for bundle in self.bundles]
 
     def read_nbytes(self, budget: int, band: int) -> int:
         """Bytes that storage reads and decodes (decompressed) for it, in bands of `band` bytes in flight."""
@@ -191,6 +203,23 @@ class Plan:
     def nbytes(self) -> int:
         """Bytes that will be written."""
         return sum(file.nbytes for file in self.files)
+
+    @cached_property
+    def headers(self) -> tuple[OutputFile, ...]:
+        """The files that are all header: they describe the others, and are written when those are there."""
+        return tuple(file for file in self.files if not file.segments)
+
+    def parts(self, number: int, by_file: bool = False) -> tuple[Plan, ...]:
+        """All files but `headers` in so many plans of about as many bytes, neighbours together; some may be empty.
+
+        Files of one group stay together where they share its sources, so that no two parts read them; else those of a
+        bundle do. With `by_file` each stands alone: there are few of them, and each takes its own of what it reads.
+        """
+        units = [(file,) for file in self.files] if by_file else [unit for group in self.groups for unit in group.units]
+        units = [unit for unit in units if unit[0].segments]
+        ends = stretches([sum(file.nbytes for file in unit) for unit in units], number)
+        cut = zip([0, *ends], ends, strict=False)
+        return tuple(Plan(tuple(file for unit in units[start:end] for file in unit)) for start, end in cut)
 
     @cached_property
     def minimum_budget(self) -> int:
@@ -222,6 +251,30 @@ def grouped(files: Sequence[OutputFile]) -> tuple[Group, ...]:
         for source in sources:
             groups[source] = joined
     return tuple(Group(tuple(group)) for group in {id(group): group for group in groups.values()}.values())
+
+
+def stretches(sizes: Sequence[int], number: int) -> list[int]:
+    """Cut a row into `number` stretches, the largest of them as small as can be; where each ends.
+
+    Example: [2, 2, 2, 3, 3] into 2: [2, 2, 2] and [3, 3], so [3, 5]; into 4: [2, 2], [2], [3], [3] or another with 4.
+    """
+    low, high = max(sizes, default=0), sum(sizes)
+    while low < high:
+        middle = (low + high) // 2
+        low, high = (low, middle) if len(_filled(sizes, middle)) <= number else (middle + 1, high)
+    ends = _filled(sizes, low)
+    return ends + [len(sizes)] * (number - len(ends))
+
+
+def _filled(sizes: Sequence[int], most: int) -> list[int]:
+    """Ends of stretches of at most `most`, each as long as can be."""
+    ends, size = [], 0
+    for number, one in enumerate(sizes):
+        if size + one > most:
+            ends.append(number)
+            size = 0
+        size += one
+    return [*ends, len(sizes)]
 
 
 # --------------------------------------------------------------------------------------------------------------- bands

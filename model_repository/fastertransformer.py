@@ -13,12 +13,12 @@ from typing import Any
 
 from tritonclient.grpc.model_config_pb2 import DataType, ModelConfig
 
-from converter.convert import WEIGHTS, Conversion, Request, convert, prepare
+from converter.convert import WEIGHTS, Request, convert, prepare
 from converter.errors import OptionsError, SourceError
 from converter.families import family_named
 from converter.formats import locate, manifest_folder
 from converter.formats.fastertransformer import FOLDER, folder, layout_of, ranks
-from converter.manifest import CONFIG_PBTXT, Destination, load
+from converter.manifest import CONFIG_PBTXT, Destination, Manifest, load
 from converter.storage import Storage, open_storage
 from model_repository.build import Wanted
 from model_repository.config import (
@@ -172,12 +172,15 @@ def model_config(
     return config
 
 
-def finishing(conversion: Conversion, values: Mapping[str, Any] | None = None) -> Callable[[Destination, bytes], None]:
-    """What `convert` has to call when the weights are written: config.pbtxt last, and with --tokenizer the text models.
+def finishing(
+    request: Request, manifest: Manifest, values: Mapping[str, Any] | None = None
+) -> Callable[[Destination, bytes], None]:
+    """What has to be called when the weights are written: config.pbtxt last, and with --tokenizer the text models.
 
     Bare weights get none of it.
 
     Args:
+        manifest: of the conversion, without its files.
         values: of SETTINGS.
 
     Raises:
@@ -185,13 +188,13 @@ def finishing(conversion: Conversion, values: Mapping[str, Any] | None = None) -
         OptionsError: settings that contradict the model; warmup without the tokenizer's library.
         DestinationError: the folders of the text models are occupied (with --overwrite: by what is no model).
     """
-    request, values = conversion.request, values or {}
+    values = values or {}
     if request.layout == WEIGHTS:
         return lambda where, data: None
     version, repository = request.model_version, open_storage(request.destination)
-    config = model_config(conversion.manifest, version, "", values)
-    repeats = layout_of(family_named(conversion.manifest["family"])).model_type != "T5"
-    speech = Speech(conversion.manifest["config"], repeats, False, values.get("max_tokens", MOST_TOKENS))
+    config = model_config(manifest, version, "", values)
+    repeats = layout_of(family_named(manifest["family"])).model_type != "T5"
+    speech = Speech(manifest["config"], repeats, False, values.get("max_tokens", MOST_TOKENS))
     tokenizer = tokenizer_files(request.tokenizer) if request.tokenizer else None
     beside = text_models(config, version, speech, tokenizer, values) if tokenizer else []
     if request.overwrite:
@@ -256,5 +259,5 @@ def build(wanted: Wanted) -> str:
             tokenizer=wanted.tokenizer,
         )
     )
-    convert(conversion, finishing(conversion, values))
+    convert(conversion, finishing(conversion.request, conversion.manifest, values))
     return str(conversion.destination.root)

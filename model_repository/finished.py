@@ -14,7 +14,8 @@ from tritonclient.grpc.model_config_pb2 import ModelConfig
 from converter import manifest
 from converter.errors import Problem, SourceError, SourceMissingError, report
 from converter.formats import folder
-from converter.manifest import CONFIG_PBTXT, JOURNAL, KEPT, MANIFEST, PARTS, File
+from converter.manifest import CONFIG_PBTXT, KEPT, MANIFEST, PARTS, File
+from converter.parts import under_way
 from converter.storage import TEMPORARY, Storage
 from converter.verify import missing
 from model_repository import versions
@@ -75,8 +76,8 @@ def finished_model(path: str) -> Model:
         raise SourceError(f"{path}: expected {CONFIG_PBTXT} to serve one version that is there, found {chosen}")
     if config.name not in ("", storage.name):
         raise SourceError(f"{path}: expected {CONFIG_PBTXT} to name the model as its folder, found {config.name!r}")
-    number, own = chosen[0], {f"{chosen[0]}/{MANIFEST}", f"{chosen[0]}/{JOURNAL}"} & found.keys()
-    if own == {f"{number}/{JOURNAL}"}:
+    number, own = chosen[0], f"{chosen[0]}/{MANIFEST}" in found
+    if not own and under_way(found, f"{number}/"):
         raise SourceMissingError(f"{path}: version {number} is unfinished; run its command again to the end")
     config.name = storage.name
     shared = {name for name in found if "/" not in name or not VERSION.fullmatch(name.split("/")[0])}

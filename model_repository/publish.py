@@ -19,7 +19,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from converter import engine, manifest
+from converter import engine, manifest, parts
 from converter.convert import DEFAULT_BUDGET, checked_name
 from converter.errors import (
     ChangedError,
@@ -32,7 +32,8 @@ from converter.errors import (
 )
 from converter.formats import folder
 from converter.formats.raw import raw
-from converter.manifest import CONFIG_PBTXT, JOURNAL, KEPT, MANIFEST, Destination, File, Journal
+from converter.manifest import CONFIG_PBTXT, KEPT, MANIFEST, Destination, File
+from converter.parts import Journal, under_way
 from converter.plan import OutputFile, Plan, Segment
 from converter.storage import TEMPORARY, Storage, open_storage
 from converter.tensor import TensorSpec
@@ -187,7 +188,7 @@ def _is_served(publication: Publication, version: int | None) -> bool:
         return False
     there = target.files()
     name = f"{number}/{MANIFEST}"
-    return f"{number}/{JOURNAL}" not in there and name in there and target.read(name) == publication.model.manifest
+    return not under_way(there, f"{number}/") and name in there and target.read(name) == publication.model.manifest
 
 
 def _claimed(publication: Publication, version: int | None) -> int:
@@ -214,11 +215,11 @@ def _claimed(publication: Publication, version: int | None) -> int:
 
 
 def _begun(publication: Publication, version: int) -> bool:
-    part = publication.part(version)
     try:
-        return manifest.resumable(part, publication.head, part.storage.files()) is not None
-    except SourceMissingError:  # it has just been finished
+        Journal(publication.part(version), publication.head).listed()
+    except ChangedError:  # not there, another one's, or it has just been finished
         return False
+    return True
 
 
 def _publish(publication: Publication, version: int, keep: int, progress: engine.Progress) -> Published:
@@ -251,8 +252,8 @@ def _upload(publication: Publication, version: int, journal: Journal, progress: 
         IncompleteError: what is there is not what was sent.
     """
     where, model, plan = publication.part(version), publication.model, publication.plan
-    done = manifest.claim(where, plan, publication.head, overwrite=False)
-    journal.start(done)
+    done = parts.claim(journal, plan, plan.nbytes)
+    journal.open()
     progress(sum(file.size for file in done.values()))
 
     def finished(name: str, size: int, crc32c: str) -> None:
@@ -318,7 +319,7 @@ def _prune(target: Storage, version: int, now: Served, keep: int) -> list[int]:
     """
     found = target.files()
     known = {*numbers(found), *(int(match[1]) for name in found if (match := KEPT.fullmatch(name)))}
-    older = [number for number in sorted(known) if number < version and f"{number}/{JOURNAL}" not in found]
+    older = [number for number in sorted(known) if number < version and not under_way(found, f"{number}/")]
     complete = [number for number in older if f"{number}/{MANIFEST}" in found]
     doomed = complete[: max(0, len(complete) - (keep - 1))]
     marks = {number: target.read(f"{number}/{MANIFEST}") for number in doomed}

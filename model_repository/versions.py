@@ -22,7 +22,8 @@ from tritonclient.grpc.model_config_pb2 import ModelConfig
 from converter import manifest
 from converter.errors import SourceError, SourceMissingError
 from converter.formats import folder
-from converter.manifest import CONFIG_PBTXT, JOURNAL, MANIFEST
+from converter.manifest import CONFIG_PBTXT, MANIFEST
+from converter.parts import under_way
 from converter.storage import TEMPORARY, Storage
 from converter.verify import missing
 from model_repository.config import emit, parse
@@ -133,7 +134,7 @@ def _model(storage: Storage, name: str) -> Model | None:
     """None for a folder that is no model, nor about to become one."""
     found, fault = storage.files(), ""
     there = numbers(found)
-    if CONFIG_PBTXT not in found and not any(f"{number}/{JOURNAL}" in found for number in there):
+    if CONFIG_PBTXT not in found and not any(under_way(found, f"{number}/") for number in there):
         return None
     try:
         live: tuple[int, ...] = served(storage, found).versions
@@ -155,7 +156,7 @@ def version(model: Storage, number: int, found: Mapping[str, int], live: Iterabl
             written = storage.modified(MANIFEST) if complete else None
         except (SourceError, SourceMissingError):  # damaged, or just being removed
             complete = False
-    size, uploading = sum(files.values()), JOURNAL in files
+    size, uploading = sum(files.values()), under_way(files)
     return Version(number, len(files), size, complete, uploading, number in live, digest, written)
 
 

@@ -8,6 +8,7 @@ import json
 import re
 import socket
 import threading
+import urllib.parse
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -56,7 +57,15 @@ class Exchange:
     @property
     def sends(self) -> bool:
         """Whether it carries an object's bytes."""
-        return self.path.startswith("/upload/") and (self.method == "PUT" or "uploadType=media" in self.path)
+        whole = any(f"uploadType={kind}" in self.path for kind in ("media", "multipart"))
+        return self.path.startswith("/upload/") and (self.method == "PUT" or whole)
+
+    @property
+    def name(self) -> str:
+        """Of the object, where one request carries all of it."""
+        asked = urllib.parse.parse_qs(urllib.parse.urlsplit(self.path).query)
+        named = re.search(rb'"name": ?"([^"]+)"', self.body)
+        return asked["name"][0] if "name" in asked else named[1].decode() if named else ""
 
 
 Rule = Callable[[Exchange], Any]  # None: pass it on. A number: answer that. Anything else: see `Proxy`

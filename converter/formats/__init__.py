@@ -129,7 +129,7 @@ def locate(path: str) -> tuple[Storage, Format]:
     """
     storage, unfinished = folder(path), ""
     for candidate in _descend(storage):
-        if candidate.is_file(manifest.JOURNAL):
+        if candidate.below(manifest.PARTS).is_folder():
             unfinished = f" {candidate.path(manifest.PARTS)} is there: an unfinished conversion."
         for form in FORMATS:
             if form.recognises(candidate):
@@ -151,7 +151,7 @@ def locate_manifest(path: str) -> Storage:
     for candidate in itertools.chain(_above(storage), _descend(storage)):
         if candidate.is_file(manifest.MANIFEST):
             return candidate
-        if candidate.is_file(manifest.JOURNAL):
+        if candidate.below(manifest.PARTS).is_folder():
             unfinished = f" ({candidate.path(manifest.PARTS)} is there: an unfinished one)"
     raise SourceMissingError(f"{path}: expected a finished conversion, found no {manifest.MANIFEST}{unfinished}")
 

@@ -47,6 +47,7 @@ class Storage(Target, Protocol):
     """
 
     block: int  # bytes that are worth a read of their own, where a file is read piece by piece
+    knows_checksums: bool  # whether `checksum` reads nothing after `files`
 
     @property
     def jobs(self) -> int:
@@ -118,17 +119,30 @@ class Storage(Target, Protocol):
         """When a file was written, in UTC."""
 
     def appender(self, name: str) -> Appender:
-        """For a journal: records at the end of a file."""
+        """For a journal: records at the end of a file that is there.
+
+        Raises:
+            ChangedError: it is not.
+        """
 
     def remove(self, name: str) -> None:
         """A file or a whole folder; nothing happens where it is not there."""
+
+    def discard(self, name: str) -> None:
+        """Remove what a dead process left under a temporary name; what a live one is writing stays."""
 
     def free_bytes(self) -> int | None:
         """Space left; None where there is no end of it."""
 
 
 class Appender(Protocol):
-    """Adds records to a file. A killed process may lose the last ones, and leave the last half-written."""
+    """Adds records, lines each, to a file; several processes may do so at a time, and no line is lost.
+
+    A killed process may lose the last ones, and leave the last half-written.
+
+    Raises:
+        ChangedError: the file was removed or begun anew meanwhile.
+    """
 
     def append(self, data: bytes) -> None: ...
     def close(self) -> None:

@@ -19,7 +19,14 @@ from typing import Any
 
 import crc32c
 
-from converter.errors import ChangedError, IncompleteError, OptionsError, SourceError, UsageError
+from converter.errors import (
+    ChangedError,
+    IncompleteError,
+    OptionsError,
+    SourceError,
+    SourceMissingError,
+    UsageError,
+)
 from converter.storage import gcs_client
 from converter.storage.base import BYTECODE, Buffer, Storage
 from converter.storage.gcs_client import AGAIN, TIMEOUT, damaged, translated
@@ -41,6 +48,7 @@ class BucketStorage:
     block = 8 << 20  # takes as long to arrive as its request waits for an answer, or a few times as long
     kept = CHUNK  # larger files are sent in several requests
     jobs = JOBS  # as many requests under way
+    knows_checksums = True
 
     def __init__(self, bucket: str, prefix: str = "") -> None:
         self.bucket, self.prefix = bucket, prefix
@@ -247,6 +255,10 @@ class BucketStorage:
             with ThreadPoolExecutor(DELETING) as pool:
                 list(pool.map(delete, [self._blob(name), *below]))
 
+    def discard(self, name: str) -> None:
+        """No object is half-written; whatever has such a name was copied here."""
+        self.remove(name)
+
     def checksum(self, name: str) -> str:
         """crc32c of an object, 8 hex digits, as the bucket states it; nothing is fetched."""
         if name not in self._stated:
@@ -361,26 +373,51 @@ class BucketWriter:
 
 
 class BucketAppender:
-    """Keeps the whole text, and uploads it again at most every `APPEND_SECONDS`: an object cannot grow."""
+    """Keeps the whole text, and uploads it again at most every `APPEND_SECONDS`: an object cannot grow.
+
+    Each upload is on condition that the object is what was seen last; else it is read again, with others' lines in it.
+    """
 
     def __init__(self, storage: BucketStorage, name: str) -> None:
         self._storage, self._name = storage, name
-        self._text = bytearray(storage.read(name) if storage.is_file(name) else b"")
-        self._uploaded, self._at = len(self._text), time.monotonic()
+        self._text, self._generation = b"", ""
+        self._waiting: list[bytes] = []
+        self._look()
+        self._at = time.monotonic()
 
     def append(self, data: bytes) -> None:
         """One record."""
-        self._text += data
+        self._waiting.append(data)
         if time.monotonic() >= self._at + APPEND_SECONDS:
             self._upload()
 
     def close(self) -> None:
-        if self._uploaded < len(self._text):
-            self._upload()
+        self._upload()
+
+    def _look(self) -> None:
+        """What is there now; of our lines those wait that are not."""
+        gone = ChangedError(f"{self._storage.path(self._name)}: somebody has removed it, or begun it anew")
+        self._generation = self._storage.generation(self._name)
+        try:
+            text = self._storage.read(self._name)
+        except SourceMissingError as error:
+            raise gone from error
+        if self._text and text.partition(b"\n")[0] != self._text.partition(b"\n")[0]:
+            raise gone
+        there = set(text.splitlines(keepends=True))
+        self._text = text if text.endswith(b"\n") else text + b"\n"
+        self._waiting = [line for line in self._waiting if line not in there]
 
     def _upload(self) -> None:
-        self._storage.write(self._name, bytes(self._text))
-        self._uploaded, self._at = len(self._text), time.monotonic()
+        while self._waiting:
+            text = self._text + b"".join(self._waiting)
+            try:
+                self._generation = self._storage.replace(self._name, text, self._generation)
+            except ChangedError:
+                self._look()
+                continue
+            self._text, self._waiting = text, []
+            self._at = time.monotonic()
 
 
 def _hexadecimal(crc: str | None) -> str:

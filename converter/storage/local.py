@@ -1,6 +1,7 @@
 """Folders on this machine.
 
-A writer collects its bytes under a temporary name and gives the file its own in `commit`.
+A writer collects its bytes under a temporary name and gives the file its own in `commit`. It holds a lock on it until
+then, which the system takes from a process that dies: so one can tell what may be cleared away.
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ class LocalStorage:
 
     block = 1 << 20  # it is still in the processor's cache when it is copied on
     kept = 0  # what is written goes to the system at once
+    knows_checksums = False
 
     def __init__(self, root: str | os.PathLike[str]) -> None:
         self.root = Path(root)
@@ -179,13 +181,24 @@ class LocalStorage:
     def remove(self, name: str) -> None:
         """A file or a whole folder; nothing happens where it is not there."""
         path = self.root / name
-        try:
+        with _removing(path):
             if path.is_dir() and not path.is_symlink():
                 shutil.rmtree(path)
             else:
                 path.unlink(missing_ok=True)
-        except OSError as error:
-            raise DestinationError(f"cannot remove {path}: {error.strerror}. Remove it by hand.") from error
+
+    def discard(self, name: str) -> None:
+        """Remove a temporary file whose lock nobody holds. Where a disk has no locks, nobody is thought to."""
+        path = self.root / name
+        with _removing(path), suppress(FileNotFoundError), open(path, "r+b") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return
+            except OSError as error:
+                if error.errno not in LOCKLESS:
+                    raise
+            path.unlink()
 
     def checksum(self, name: str) -> str:
         """crc32c of a file, 8 hex digits, read in blocks."""
@@ -204,6 +217,17 @@ class LocalStorage:
         """Space left where this folder is, or will be."""
         there = next(path for path in (self.root.absolute(), *self.root.absolute().parents) if os.path.exists(path))
         return shutil.disk_usage(there).free
+
+
+@contextmanager
+def _removing(path: Path) -> Iterator[None]:
+    """Whatever the system says becomes one error; where another process was faster, that is as good."""
+    try:
+        yield
+    except FileNotFoundError:
+        pass
+    except OSError as error:
+        raise DestinationError(f"cannot remove {path}: {error.strerror}. Remove it by hand.") from error
 
 
 @contextmanager
@@ -248,25 +272,34 @@ def _is(file: int, path: Path) -> bool:
 
 
 class LocalAppender:
-    """Appends to a file, every record at once."""
+    """Appends to a file, every record at once: the system puts what several processes append one after the other."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = open(path, "ab", buffering=0)  # noqa: SIM115 (close closes it)
+            self._file = os.open(path, os.O_RDWR | os.O_APPEND)
+            size = os.fstat(self._file).st_size
+            if size and os.pread(self._file, 1, size - 1) != b"\n":  # a killed process's half line stays one of its own
+                os.write(self._file, b"\n")
+        except FileNotFoundError as error:
+            raise ChangedError(f"{path}: somebody has removed it") from error
         except OSError as error:
             raise io_error(error, path) from error
 
     def append(self, data: bytes) -> None:
         """One record."""
         try:
-            self._file.write(data)
+            while data:
+                data = data[os.write(self._file, data) :]
         except OSError as error:
             raise io_error(error, self._path) from error
+        if not _is(self._file, self._path):
+            raise ChangedError(f"{self._path}: somebody has removed it, or begun it anew")
 
     def close(self) -> None:
-        self._file.close()
+        if self._file >= 0:
+            os.close(self._file)
+            self._file = -1
 
 
 class LocalWriter:
@@ -275,11 +308,15 @@ class LocalWriter:
     def __init__(self, path: Path) -> None:
         self.size = 0
         self._path = path
-        self._temporary = path.with_name(f"{TEMPORARY}{uuid.uuid4().hex[:12]}")
         self._crc = 0
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = open(self._temporary, "xb", buffering=0)  # noqa: SIM115 (commit and abort close it)
+            while True:
+                self._temporary = path.with_name(f"{TEMPORARY}{uuid.uuid4().hex[:12]}")
+                self._file = open(self._temporary, "xb", buffering=0)  # noqa: SIM115 (commit and abort close it)
+                if _locked(self._file.fileno(), self._temporary):
+                    break
+                self._file.close()
         except OSError as error:
             if error.errno in FULL:
                 raise io_error(error, path) from error
@@ -308,8 +345,9 @@ class LocalWriter:
         try:
             if durable:
                 os.fsync(self._file.fileno())
+            os.close(os.dup(self._file.fileno()))  # a disk on the network says here what it could not write
+            os.replace(self._temporary, self._path)  # and the lock is held until it has its name
             self._file.close()
-            os.replace(self._temporary, self._path)
         except OSError as error:
             raise io_error(error, self._path) from error
         return f"{self._crc:08x}"
@@ -318,6 +356,21 @@ class LocalWriter:
         """Leave nothing of it."""
         self._file.close()
         self._temporary.unlink(missing_ok=True)
+
+
+LOCKLESS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS)
+
+
+def _locked(file: int, path: Path) -> bool:
+    """Lock a new file; False where somebody has cleared it away before that."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        if error.errno not in LOCKLESS:
+            raise
+    return _is(file, path)
 
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)

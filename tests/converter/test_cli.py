@@ -126,7 +126,7 @@ def test_the_report(source: Path, tmp_path: Path) -> None:
     report = json.loads(result.stdout)
     assert report.keys() == {
         *("destination", "manifest", "name", "dtype", "files", "files_resumed", "bytes_written", "bytes_read"),
-        *("parameters", "seconds", "memory_budget", "notes"),
+        *("parameters", "seconds", "memory_budget", "notes", "shard"),
     }
     content = {name: data for name, data in tree(tmp_path / "out" / "ul2" / "1").items() if name != "manifest.json"}
     assert report["files"] == len(content)
@@ -150,7 +150,8 @@ def test_a_dry_run_is_the_plan_and_reads_no_tensor(source: Path, tmp_path: Path)
     document = json.loads(result.stdout)
     assert document.keys() == {
         *("destination", "manifest", "plan", "files", "bytes_written", "bytes_read", "memory_budget"),
-        *("minimum_memory_budget", "compared_first", "notes", "jobs"),
+        *("minimum_memory_budget", "compared_first", "notes", "jobs", "shard"),
+        *("bytes_of_all_parts", "bytes_of_largest_part"),
     }
     assert not (tmp_path / "out").exists()
     assert ftconvert("jax-to-ft", garbage, tmp_path / "out", *options).exit_code == 65  # garbage it is

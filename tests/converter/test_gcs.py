@@ -17,6 +17,7 @@ from bucket_proxy import UNIT, Exchange, Proxy, at_most, there, upload
 from conftest import refused
 
 from converter.errors import (
+    ChangedError,
     IncompleteError,
     SourceError,
     SourceMissingError,
@@ -407,13 +408,29 @@ def test_appending(bucket: str, proxy: Proxy, monkeypatch: pytest.MonkeyPatch) -
     uploads = proxy.count(lambda exchange: exchange.sends)
     appender.close()
     assert proxy.count(lambda exchange: exchange.sends) == uploads, "nothing new, nothing sent"
-    fresh = storage.appender("new")
-    fresh.append(b"x")
-    fresh.close()
-    again = storage.appender("new")
-    again.append(b"y")
-    again.close()
-    assert storage.read("new") == b"xy"
+    with pytest.raises(ChangedError):
+        storage.appender("new")
+
+
+@pytest.mark.parametrize("kind", ["bucket", "disk"])
+def test_several_append_at_a_time(kind: str, bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No line is lost, whoever uploads last; and nobody goes on with a file that has gone, or is another one."""
+    monkeypatch.setattr(gcs, "APPEND_SECONDS", 0)
+    storage = open_storage(f"{bucket}/a" if kind == "bucket" else str(tmp_path))
+    storage.write("log", b"head\nhalf a l")
+    one, two = storage.appender("log"), storage.appender("log")
+    for number in range(3):
+        one.append(b"one %d\n" % number)
+        two.append(b"two %d\n" % number)
+    lines = storage.read("log").splitlines()
+    assert sorted(lines[2:]) == sorted(b"%b %d" % (who, number) for who in (b"one", b"two") for number in range(3))
+    storage.remove("log")
+    with pytest.raises(ChangedError):
+        one.append(b"more\n")
+    storage.write("log", b"another\n")
+    with pytest.raises(ChangedError):
+        two.append(b"more\n")
+    assert storage.read("log") == b"another\n"
 
 
 def test_removing(bucket: str) -> None:

@@ -91,7 +91,7 @@ def test_how_many_requests_a_conversion_takes(
     proxy.rule = late
     assert ftconvert("jax-to-ft", source, f"{bucket}/out", "--model", "ul2", "-t", 2).exit_code == 0
     same(there(f"{bucket}/out"), undisturbed, str(source))
-    names = [urllib.parse.parse_qs(urllib.parse.urlsplit(e.path).query)["name"][0] for e in proxy.seen if e.sends]
+    names = [exchange.name for exchange in proxy.seen if exchange.sends]
     files = [name for name in names if "/.parts/" not in name]
     assert sorted(files) == sorted(f"out/{name}" for name in undisturbed), "each once"
     assert len(names) - len(files) <= 4, "the journal"
