@@ -225,7 +225,13 @@ def _begun(publication: Publication, version: int) -> bool:
 def _publish(publication: Publication, version: int, keep: int, progress: engine.Progress) -> Published:
     model, target = publication.model, publication.target
     journal = Journal(publication.part(version), publication.head)
-    resumed = _upload(publication, version, journal, progress)
+    try:
+        resumed = _upload(publication, version, journal, progress)
+    except ChangedError as error:
+        raise ChangedError(
+            f"{target}: another run of this very command has finished version {version}; the model serves version "
+            f"{_serves(target)}"
+        ) from error
     _copy_shared(model, target)
     data = model.config_pbtxt(version)
     _write(target, kept(version), data)
@@ -301,12 +307,14 @@ def _flip(target: Storage, before: Served, data: bytes, what: str) -> str:
     try:
         return target.replace(CONFIG_PBTXT, data, before.generation)
     except ChangedError as error:
-        now = served(target, target.files()).versions
         raise ChangedError(
             f"{target}: {what} is complete but not served: meanwhile somebody else has published or rolled back, and "
-            f"the model serves version {', '.join(map(str, now)) or 'none'}. If {what} shall replace that, run the "
-            "same command again."
+            f"the model serves version {_serves(target)}. If {what} shall replace that, run the same command again."
         ) from error
+
+
+def _serves(target: Storage) -> str:
+    return ", ".join(map(str, served(target, target.files()).versions)) or "none"
 
 
 def _prune(target: Storage, version: int, now: Served, keep: int) -> list[int]:

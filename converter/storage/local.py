@@ -198,7 +198,8 @@ class LocalStorage:
             except OSError as error:
                 if error.errno not in LOCKLESS:
                     raise
-            path.unlink()
+            if _is(file.fileno(), path):  # else its owner was done with it, and this may be the next one's
+                path.unlink()
 
     def checksum(self, name: str) -> str:
         """crc32c of a file, 8 hex digits, read in blocks."""
