@@ -202,13 +202,13 @@ def _convert(pair: tuple[str, str], dry_run: bool, quiet: bool, as_json: bool, o
     from converter.parts import Shard
 
     given = {key: value for key, value in options.items() if value is not None}
-    if shard := given.pop("shard", None):
-        given["shard"] = Shard.parse(shard)
+    if "shard" in given:
+        given["shard"] = Shard.parse(given["shard"])
     started = time.monotonic()
     conversion = prepare(Request(pair=pair, **given))
     for note in conversion.notes:
         click.echo(f"ftconvert: note: {note}", err=True)
-    report = finished(conversion) if shard and not dry_run else None
+    report = finished(conversion) if "shard" in given and not dry_run else None
     if report is None:
         finish = _finishing(conversion.request, conversion.manifest)
         if dry_run:

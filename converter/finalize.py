@@ -17,7 +17,7 @@ from converter import manifest
 from converter.convert import REPOSITORY, Request, checked_name
 from converter.errors import ChangedError, DestinationError, IncompleteError, SourceError, UsageError, report
 from converter.manifest import CONFIG_PBTXT, MANIFEST, PARTS, Destination, File, Manifest
-from converter.parts import TIMES, Part, Shard, differences, listed, parts_at, strangers, temporary
+from converter.parts import PART, TIMES, Part, Shard, differences, listed, parts_at, strangers, temporary
 from converter.storage import Storage, open_storage
 from converter.verify import damages, missing
 
@@ -67,20 +67,25 @@ def _unfinished(destination: str, name: str) -> Destination | None:
         for model in [name] if name else [one for one in root.folders() if not one.startswith(".")]:
             versions = root.below(model).folders() if root.below(model).is_folder() else []
             places += [Destination(root.below(model), int(one)) for one in versions if one.isdigit()]
-    for kind, found in (
-        ("unfinished", [place for place in places if place.storage.below(PARTS).is_folder()]),
-        ("finished", [place for place in places if place.storage.is_file(MANIFEST)]),
-    ):
-        if len(found) > 1:
-            models = ", ".join(str(place.storage) for place in found)
-            raise UsageError(f"{destination}: holds several {kind} conversions: {models}. Name one with --name.")
-        if found:
-            return found[0] if kind == "unfinished" else None
+    begun = [place for place in places if any(PART.fullmatch(f"{PARTS}/{file}") for file in _journals(place))]
+    found = begun or [place for place in places if place.storage.is_file(MANIFEST)]
+    if len(found) > 1:
+        models = ", ".join(str(place.storage) for place in found)
+        raise UsageError(f"{destination}: holds several conversions: {models}. Name one with --name.")
+    if begun:
+        return begun[0]
+    if found:
+        found[0].storage.remove(PARTS)  # a folder that was emptied and not removed
+        return None
     where = root.below(name) if name else root
     raise IncompleteError(
         f"{where}: expected the parts of a conversion ({PARTS}/<I>-of-<N>.jsonl), found none. "
         "Convert with --shard first."
     )
+
+
+def _journals(where: Destination) -> dict[str, int]:
+    return where.storage.below(PARTS).files()
 
 
 def _finalized(where: Destination, name: str, finishing: Finishing) -> Finalized | None:

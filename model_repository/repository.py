@@ -13,6 +13,7 @@ from tritonclient.grpc.model_config_pb2 import ModelConfig
 
 from converter.errors import DestinationError
 from converter.manifest import CONFIG_PBTXT, KEPT, PUBLISH
+from converter.parts import temporary
 from converter.storage import Storage
 from model_repository.config import emit
 
@@ -63,6 +64,8 @@ def add_models(repository: Storage, models: Sequence[Model], begun: bool = False
     check_free(repository, models, begun)
     folders = [repository.below(model.name) for model in models]
     for folder, model in zip(folders, models, strict=True):
+        for name in temporary(folder.files()):
+            folder.discard(name)
         for name, data in model.written.items():
             folder.write(name, data)
     for folder, model in zip(folders, models, strict=True):
@@ -127,5 +130,6 @@ def clear(repository: Storage, models: Sequence[Model]) -> None:
 
 
 def _strangers(folder: Storage, model: Model) -> list[str]:
-    """What is there and not a file of this model's version."""
-    return sorted(folder.files().keys() - model.written.keys())
+    """What is there and not a file of this model's version, nor one that is being written."""
+    found = folder.files()
+    return sorted(found.keys() - model.written.keys() - temporary(found))

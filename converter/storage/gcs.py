@@ -397,7 +397,7 @@ class BucketAppender:
     def _look(self) -> None:
         """What is there now; of our lines those wait that are not."""
         gone = ChangedError(f"{self._storage.path(self._name)}: somebody has removed it, or begun it anew")
-        self._generation = self._storage.generation(self._name)
+        generation = self._storage.generation(self._name)
         try:
             text = self._storage.read(self._name)
         except SourceMissingError as error:
@@ -405,6 +405,7 @@ class BucketAppender:
         if self._text and text.partition(b"\n")[0] != self._text.partition(b"\n")[0]:
             raise gone
         there = set(text.splitlines(keepends=True))
+        self._generation = generation
         self._text = text if text.endswith(b"\n") else text + b"\n"
         self._waiting = [line for line in self._waiting if line not in there]
 
