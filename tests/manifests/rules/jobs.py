@@ -1,0 +1,72 @@
+"""Jobs: what is tried again, what is not, and for how long."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from manifests.built import Built, Object, Pod, expand, name
+from manifests.rules.pods import GIVEN
+
+# Exit codes that no retry mends (README, "Exit codes"): wrong usage, source, missing, occupied, options. And a verdict or too
+# many failed requests are results of `evaluate`.
+NEVER = {
+    "ftconvert": (2, 65, 66, 73, 78),
+    "evaluate": (1, 2, 3, 4, 65, 66, 73, 78),
+}
+
+
+def _program(container: Object) -> str:
+    return container.get("command", [""])[0]
+
+
+def failures_are_as_the_contract_says(built: Built) -> Iterator[str]:
+    """For each container of ours: its codes end the Job, and a node that goes away is no failure."""
+    for job in built.of("Job"):
+        rules = job["spec"].get("podFailurePolicy", {}).get("rules", [])
+        told = {
+            rule["onExitCodes"].get("containerName"): (rule["action"], rule["onExitCodes"]["operator"], *rule["onExitCodes"]["values"])
+            for rule in rules
+            if "onExitCodes" in rule
+        }
+        for container in Pod(job, job["spec"]["template"]).containers:
+            if codes := NEVER.get(_program(container)):
+                expected = ("FailJob", "In", *codes)
+                if told.get(container["name"]) != expected:
+                    yield f"{name(job)}: expected {expected} for container {container['name']}, found {told}"
+        ignored = [c["type"] for rule in rules if rule["action"] == "Ignore" for c in rule.get("onPodConditions", [])]
+        if "DisruptionTarget" not in ignored:
+            yield f"{name(job)}: expected DisruptionTarget to be ignored (Spot, drained nodes), found {ignored}"
+
+
+def limits(built: Built) -> Iterator[str]:
+    """A Job ends, is cleared away, and leaves retries to its controller: what an API server asks beside."""
+    for job in built.of("Job"):
+        spec = job["spec"]
+        for key in ("activeDeadlineSeconds", "ttlSecondsAfterFinished"):
+            if key not in spec:
+                yield f"{name(job)}: expected {key}, found none"
+        if spec["template"]["spec"].get("restartPolicy") != "Never":
+            yield f"{name(job)}: expected restartPolicy Never, without which there is no podFailurePolicy"
+        if "backoffLimitPerIndex" in spec and spec.get("completionMode") != "Indexed":
+            yield f"{name(job)}: expected completionMode Indexed beside backoffLimitPerIndex"
+        if "backoffLimitPerIndex" not in spec and "backoffLimit" not in spec:
+            yield f"{name(job)}: expected a backoffLimit, found none"
+        if "kueue.x-k8s.io/queue-name" in job["metadata"].get("labels", {}) and not spec.get("suspend"):
+            yield f"{name(job)}: expected suspend: true beside a queue"
+
+
+def shards_are_completions(built: Built) -> Iterator[str]:
+    """`--shard I/N` and completions say the same N, and more than one part is put together by a Job."""
+    for job in built.of("Job"):
+        for container in job["spec"]["template"]["spec"]["containers"]:
+            values = built.values(container) | GIVEN
+            shards = [expand(arg, values) for arg in container.get("args", []) if arg.startswith("--shard")]
+            expected = [f"--shard=0/{job['spec'].get('completions', 1)}"]
+            if shards and (shards != expected or job["spec"].get("completionMode") != "Indexed"):
+                yield f"{name(job)}: expected {expected} of an Indexed Job, found {shards}"
+            merged = any("finalize" in x.get("args", []) for y in built.of("Job") for x in y["spec"]["template"]["spec"]["containers"])
+            if shards and merged != (job["spec"].get("completions", 1) > 1):
+                yield f"{name(job)}: expected components/finalize where there are several parts, and only then"
+
+
+RULES = (failures_are_as_the_contract_says, limits, shards_are_completions)
