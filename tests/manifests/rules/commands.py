@@ -10,6 +10,7 @@ from functools import cache
 from pathlib import Path
 
 import click
+
 from manifests.built import Built, Object, expand
 from manifests.rules.pods import GIVEN, each
 

@@ -24,7 +24,11 @@ def failures_are_as_the_contract_says(built: Built) -> Iterator[str]:
     for job in built.of("Job"):
         rules = job["spec"].get("podFailurePolicy", {}).get("rules", [])
         told = {
-            rule["onExitCodes"].get("containerName"): (rule["action"], rule["onExitCodes"]["operator"], *rule["onExitCodes"]["values"])
+            rule["onExitCodes"].get("containerName"): (
+                rule["action"],
+                rule["onExitCodes"]["operator"],
+                *rule["onExitCodes"]["values"],
+            )
             for rule in rules
             if "onExitCodes" in rule
         }
@@ -64,7 +68,11 @@ def shards_are_completions(built: Built) -> Iterator[str]:
             expected = [f"--shard=0/{job['spec'].get('completions', 1)}"]
             if shards and (shards != expected or job["spec"].get("completionMode") != "Indexed"):
                 yield f"{name(job)}: expected {expected} of an Indexed Job, found {shards}"
-            merged = any("finalize" in x.get("args", []) for y in built.of("Job") for x in y["spec"]["template"]["spec"]["containers"])
+            merged = any(
+                "finalize" in x.get("args", [])
+                for y in built.of("Job")
+                for x in y["spec"]["template"]["spec"]["containers"]
+            )
             if shards and merged != (job["spec"].get("completions", 1) > 1):
                 yield f"{name(job)}: expected components/finalize where there are several parts, and only then"
 

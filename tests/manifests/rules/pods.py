@@ -105,8 +105,14 @@ def images_are_pinned(built: Built) -> Iterator[str]:
 
 
 def pods_have_few_rights(built: Built) -> Iterator[str]:
-    """What Pod Security calls restricted, but for what a component says it needs."""
+    """What Pod Security calls restricted; the host's IPC (MPS) in a namespace alone that admits it."""
+    spaces = {
+        x["metadata"]["name"]: x["metadata"] for x in (*built.cluster, *built.objects) if x["kind"] == "Namespace"
+    }
+    admits = spaces.get(built.namespace, {}).get("labels", {}).get("pod-security.kubernetes.io/enforce") == "privileged"
     for pod in built.pods:
+        if pod.spec.get("hostIPC") and not admits:
+            yield f"{pod.where()} expected a namespace that enforces privileged for hostIPC, found {built.namespace}"
         context = pod.spec.get("securityContext", {})
         if not (context.get("runAsNonRoot") and context.get("seccompProfile") and "runAsUser" in context):
             yield f"{pod.where()} expected runAsNonRoot, runAsUser and a seccompProfile, found {context}"
@@ -135,9 +141,9 @@ def variables_have_values(built: Built) -> Iterator[str]:
     """Kubernetes leaves `$(NAME)` as it stands where nothing is called NAME."""
     for pod, container in each(built):
         values = built.values(container) | (GIVEN if pod.owner["spec"].get("completionMode") == "Indexed" else {})
-        texts = [*container.get("command", []), *container.get("args", []), *values.values()]
-        for text in texts:
-            for missing in re.findall(r"\$\(([A-Za-z_]\w*)\)", expand(text, values)):
+        words = [expand(word, values) for word in (*container.get("command", []), *container.get("args", []))]
+        for text in (*words, *values.values()):  # a value knows only those before it
+            for missing in re.findall(r"\$\(([A-Za-z_]\w*)\)", text):
                 yield f"{pod.where(container)} expected {missing} in configs.env, found no value for it in {text!r}"
         for entry in container.get("env", []):
             if "value" in entry and not entry["value"]:

@@ -113,7 +113,9 @@ def named_objects(built: Built) -> Iterator[str]:
 
 def endpoints(built: Built) -> Iterator[str]:
     """What is evaluated is a port of a Service that is here, or of the one that KubeRay makes."""
-    ports = {found["metadata"]["name"]: {port["port"] for port in found["spec"]["ports"]} for found in built.of("Service")}
+    ports = {
+        found["metadata"]["name"]: {port["port"] for port in found["spec"]["ports"]} for found in built.of("Service")
+    }
     ports |= {f"{found['metadata']['name']}-serve-svc": {8000} for found in built.of("RayService")}
     for pod, container in each(built):
         endpoint = built.values(container).get("ENDPOINT")
@@ -126,7 +128,12 @@ def endpoints(built: Built) -> Iterator[str]:
 
 def metrics(built: Built) -> Iterator[str]:
     """An autoscaler's metrics are scraped from Triton, or made of such by a rule; none of them by another name."""
-    expressions = {rule["record"]: rule["expr"] for found in built.of("Rules") for group in found["spec"]["groups"] for rule in group["rules"]}
+    expressions = {
+        rule["record"]: rule["expr"]
+        for found in built.of("Rules")
+        for group in found["spec"]["groups"]
+        for rule in group["rules"]
+    }
     known = TRITON_METRICS | expressions.keys()
     for record, expression in expressions.items():
         for word in set(re.findall(r"\bnv_\w+", expression)) - TRITON_METRICS:
@@ -145,7 +152,13 @@ def _selectors(built: Built) -> Iterator[tuple[Object, dict[str, str]]]:
         selector = found.get("spec", {}).get("selector")
         if found["kind"] == "Service":
             yield found, selector or {}
-        elif found["kind"] in ("Deployment", "PodDisruptionBudget", "PodMonitoring", "PeerAuthentication", "AuthorizationPolicy"):
+        elif found["kind"] in (
+            "Deployment",
+            "PodDisruptionBudget",
+            "PodMonitoring",
+            "PeerAuthentication",
+            "AuthorizationPolicy",
+        ):
             yield found, (selector or {}).get("matchLabels", {})
 
 
@@ -156,7 +169,9 @@ def selectors_match(built: Built) -> Iterator[str]:
         if not labels or not pods:
             yield f"{name(found)}: expected a selector that matches a pod, found {labels}"
             continue
-        ports = {port.get("name") for pod in pods for container in pod.containers for port in container.get("ports", [])}
+        ports = {
+            port.get("name") for pod in pods for container in pod.containers for port in container.get("ports", [])
+        }
         wanted = at(found["spec"], "ports.targetPort" if found["kind"] == "Service" else "endpoints.port")
         for port in set(wanted) - ports:
             yield f"{name(found)}: expected one of the pods' ports {sorted(map(str, ports))}, found {port}"

@@ -14,6 +14,7 @@ from typing import Any
 import cel
 import jsonschema
 import kubernetes_validate
+
 from manifests.built import Built, Object, name
 
 VERSION = "1.33"  # of Kubernetes: backoffLimitPerIndex is stable from here on
@@ -68,7 +69,7 @@ def rules(value: Any, schema: Mapping[str, Any], whole: Mapping[str, Any], at: s
             continue
         try:
             held = _program(rule["rule"]).execute({"self": value})
-        except (ValueError, RuntimeError, TypeError) as error:
+        except (ValueError, RuntimeError, TypeError, KeyError) as error:
             yield f"{at}: {rule['rule']}: {error}"
             continue
         if not held:
