@@ -142,7 +142,7 @@ class Built:
         return [pod for pod in self.pods if labels.items() <= pod.labels.items()]
 
     def values(self, container: Object) -> dict[str, str]:
-        """The variables of a container, as the kubelet makes them: envFrom first, then env, each expanded by those before.
+        """A container's variables, as the kubelet makes them: envFrom, then env, each expanded by those before.
 
         Source: kubernetes/kubernetes, pkg/kubelet/kubelet_pods.go, makeEnvironmentVariables.
         """

@@ -93,6 +93,12 @@ BROKEN: list[tuple[Callable[[Built], Any], str, Break, str]] = [
         "allows 30 s",
     ),
     (pods.servers_end_well, UL2, lambda b: container(b).pop("lifecycle"), "preStop"),
+    (
+        pods.servers_end_well,
+        "dolly-v2-3b",
+        lambda b: container(b)["lifecycle"]["preStop"]["exec"].update(command=["sleep", "15"]),
+        "less than 15 s",
+    ),
     (pods.servers_end_well, UL2, lambda b: template(b)["spec"].update(terminationGracePeriodSeconds=5), "found 5"),
     (
         pods.gpu_request_is_limit,
@@ -274,6 +280,12 @@ BROKEN: list[tuple[Callable[[Built], Any], str, Break, str]] = [
         UL2,
         lambda b: b.one("DestinationRule")["spec"].update(subsets=[{"name": "next", "labels": {"version": "2"}}]),
         "subset next",
+    ),
+    (
+        references.everything_has_a_stage,
+        UL2,
+        lambda b: b.one("Service")["metadata"]["labels"].pop("app.kubernetes.io/component"),
+        "Service/server",
     ),
     # the mesh
     (

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from manifests.built import Built, Object, Pod, expand, name
 from manifests.rules.pods import GIVEN
 
-# Exit codes that no retry mends (README, "Exit codes"): wrong usage, source, missing, occupied, options. And a verdict or too
-# many failed requests are results of `evaluate`.
+# Exit codes that no retry mends (README, "Exit codes"): wrong usage, source, missing, occupied, options. A verdict, or
+# too many failed requests, are results of `evaluate`.
 NEVER = {
     "ftconvert": (2, 65, 66, 73, 78),
     "evaluate": (1, 2, 3, 4, 65, 66, 73, 78),

@@ -40,7 +40,7 @@ def probes_ask_named_ports(built: Built) -> Iterator[str]:
             probe = container.get(kind, {})
             port = (probe.get("httpGet") or probe.get("grpc") or probe.get("tcpSocket") or {}).get("port")
             if probe and "exec" not in probe and port not in ports:
-                yield f"{pod.where(container)} {kind}: expected one of the ports {sorted(map(str, ports))}, found {port}"
+                yield f"{pod.where(container)} {kind}: expected a port of {sorted(map(str, ports))}, found {port}"
 
 
 def servers_may_load_slowly(built: Built) -> Iterator[str]:
@@ -59,10 +59,11 @@ def servers_end_well(built: Built) -> Iterator[str]:
     """Requests still come while endpoints are taken back, so a server waits before it stops, and has time for both."""
     for pod in (pod for pod in built.pods if pod.owner["kind"] == "Deployment"):
         spot = pod.spec.get("nodeSelector", {}).get("cloud.google.com/gke-spot") == "true"
-        for container in pod.spec["containers"]:
-            if "preStop" not in container.get("lifecycle", {}):
-                yield f"{pod.where(container)} expected a preStop that waits, found none"
         grace = pod.spec.get("terminationGracePeriodSeconds", 30)
+        for container in pod.spec["containers"]:
+            waits = container.get("lifecycle", {}).get("preStop", {}).get("exec", {}).get("command", [])
+            if waits[:1] != ["sleep"] or not 0 < int(waits[1]) < grace:
+                yield f"{pod.where(container)} expected a preStop that sleeps less than {grace} s, found {waits}"
         if grace < (15 if spot else 60):
             yield f"{pod.where()} expected terminationGracePeriodSeconds of 60 (Spot: 15), found {grace}"
 
@@ -133,8 +134,9 @@ def shared_memory_is_memory(built: Built) -> Iterator[str]:
         if asks and not shm:
             yield f"{pod.where(container)} expected a volume at /dev/shm beside GPUs, found none"
         for volume in shm:
-            if volumes.get(volume, {}).get("medium") != "Memory" or "sizeLimit" not in volumes[volume]:
-                yield f"{pod.where(container)} expected /dev/shm in Memory with a sizeLimit, found {volumes.get(volume)}"
+            found = volumes.get(volume, {})
+            if found.get("medium") != "Memory" or "sizeLimit" not in found:
+                yield f"{pod.where(container)} expected /dev/shm in Memory with a sizeLimit, found {found}"
 
 
 def variables_have_values(built: Built) -> Iterator[str]:

@@ -25,6 +25,7 @@ TRITON_METRICS = {
     "nv_gpu_memory_used_bytes",
     "nv_gpu_memory_total_bytes",
 }
+STAGES = ("config", "convert", "build", "server", "evaluate")
 PROMETHEUS = re.compile(r"prometheus\.googleapis\.com\|(\w+)\|(gauge|counter)")
 
 
@@ -142,9 +143,17 @@ def metrics(built: Built) -> Iterator[str]:
         for metric in at(scaler["spec"], "metrics.pods.metric.name"):
             found = PROMETHEUS.fullmatch(metric)
             if not found or found[1] not in known:
-                yield f"{name(scaler)}: expected prometheus.googleapis.com|METRIC|gauge of {sorted(known)}, found {metric}"
+                yield f"{name(scaler)}: expected prometheus.googleapis.com|METRIC|gauge, one of {known}, found {metric}"
         if not built.of("PodMonitoring"):
-            yield f"{name(scaler)}: expected components/monitoring-gmp, which collects its metrics, found no PodMonitoring"
+            yield f"{name(scaler)}: expected components/monitoring-gmp, which collects its metrics, found none"
+
+
+def everything_has_a_stage(built: Built) -> Iterator[str]:
+    """Stages are applied one after the other, by this label."""
+    for found in built.objects:
+        stage = found["metadata"].get("labels", {}).get("app.kubernetes.io/component")
+        if stage not in STAGES:
+            yield f"{name(found)}: expected the label app.kubernetes.io/component, one of {STAGES}, found {stage}"
 
 
 def _selectors(built: Built) -> Iterator[tuple[Object, dict[str, str]]]:
@@ -178,8 +187,9 @@ def selectors_match(built: Built) -> Iterator[str]:
     services = {found["metadata"]["name"]: found["spec"]["selector"] for found in built.of("Service")}
     for rule in built.of("DestinationRule"):
         for subset in rule["spec"].get("subsets", []):
-            if not built.selected({**services.get(rule["spec"]["host"], {}), **subset.get("labels", {})}):
-                yield f"{name(rule)}: subset {subset['name']}: expected labels of the Service's pods, found {subset.get('labels')}"
+            labels = {**services.get(rule["spec"]["host"], {}), **subset.get("labels", {})}
+            if not built.selected(labels):
+                yield f"{name(rule)}: subset {subset['name']}: expected labels of the Service's pods, found {labels}"
 
 
 def apart(all_built: list[Built]) -> Iterator[str]:
@@ -202,5 +212,6 @@ RULES = (
     named_objects,
     endpoints,
     metrics,
+    everything_has_a_stage,
     selectors_match,
 )

@@ -61,7 +61,7 @@ def custom(found: Object) -> Iterator[str]:
 
 
 def rules(value: Any, schema: Mapping[str, Any], whole: Mapping[str, Any], at: str = "") -> Iterator[str]:
-    """Every CEL rule below a schema, of the part of the value that it is about. Rules on changes need an old value: left out."""
+    """Every CEL rule below a schema, of the part of the value that it is about. Those on changes are left out."""
     while "$ref" in schema:
         schema = whole["$defs"][schema["$ref"].rpartition("/")[2]]
     for rule in schema.get("x-kubernetes-validations", ()):

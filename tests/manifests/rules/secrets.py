@@ -19,7 +19,7 @@ CALLED = re.compile(r"(TOKEN|PASSWORD|SECRET_KEY|API_KEY|CREDENTIALS)$")  # what
 
 def no_secret_is_built(built: Built) -> Iterator[str]:
     for found in built.of("Secret"):
-        yield f"{name(found)}: expected no Secret among manifests; make it with kubectl create secret, name it in configs.env"
+        yield f"{name(found)}: expected none in git: kubectl create secret makes it, configs.env names it"
     for found in built.of("ConfigMap"):
         for key, value in found.get("data", {}).items():
             if CALLED.search(key) or SECRET.search(value):
