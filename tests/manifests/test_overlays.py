@@ -65,8 +65,8 @@ def test_no_secret_is_in_the_tree() -> None:
     assert list(secrets.in_files(builds.TREE)) == []
 
 
-def test_every_value_has_a_comment_or_a_name_that_says_it() -> None:
-    """configs.env is what people edit: every key that a part names in its head stands there, and no other."""
+def test_every_key_of_an_overlay_is_named_by_one_of_its_parts() -> None:
+    """configs.env is what people edit; the first lines of the parts are where they look a key up."""
     for folder in builds.overlays():
         keys = {
             line.partition("=")[0]

@@ -77,4 +77,15 @@ def jobs_end(built: Built) -> Iterator[str]:
             yield f"{pod.where()} expected {INJECT} false or {NATIVE} true, found neither: it would never end"
 
 
-RULES = (grpc_has_a_route, gateways_encrypt, outside_cannot_control, jobs_end)
+def both_sides_are_in_the_mesh(built: Built) -> Iterator[str]:
+    """A server with a sidecar may ask for mTLS, which only a client with one can give."""
+    sides = {
+        stage: pod.labels.get(INJECT)
+        for pod in built.pods
+        if (stage := pod.labels.get("app.kubernetes.io/component")) in ("server", "evaluate")
+    }
+    if len(set(sides.values())) > 1 or (built.of("DestinationRule") and "true" not in sides.values()):
+        yield f"expected the same {INJECT} for server and evaluate, true behind a gateway, found {sides}"
+
+
+RULES = (both_sides_are_in_the_mesh, grpc_has_a_route, gateways_encrypt, outside_cannot_control, jobs_end)
