@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -94,3 +96,17 @@ def test_kubectl_of_the_package_is_the_fallback(monkeypatch: pytest.MonkeyPatch)
     else:
         assert Path(builds.kubectl()).is_relative_to(builds.ROOT)
     builds.kubectl.cache_clear()
+
+
+def test_the_overlay_of_the_readme(tmp_path: Path) -> None:
+    """Ten lines and the values of another overlay: nothing is found."""
+    (lines,) = re.findall(r"```yaml\n(.*?)```", (builds.TREE / "README.md").read_text(), re.DOTALL)
+    tree = tmp_path / "kustomize"
+    shutil.copytree(builds.TREE, tree)
+    mine = tree / "overlays" / "my-model"
+    mine.mkdir()
+    (mine / "kustomization.yaml").write_text(lines)
+    shutil.copy(tree / "overlays" / "dolly-v2-3b" / "configs.env", mine)
+    built = builds.build(mine)
+    assert {"Job/convert-my-model", "Deployment/server-my-model"} < {builds.name(found) for found in built.objects}
+    assert [f"{rule.__name__}: {told}" for rule in RULES for told in rule(built)] == []
