@@ -397,6 +397,7 @@ BROKEN: list[tuple[Callable[[Built], Any], str, Break, str]] = [
         "expected ['--shard=0/4']",
     ),
     (jobs.shards_are_completions, UL2, lambda b: b.objects.remove(b.one("Job", "finalize")), "components/finalize"),
+    (jobs.engines_are_where_they_are_built, "trtllm", lambda b: values(b).update(TENSOR_PARALLEL="2"), "model-tp2-pp1"),
     # commands
     (
         commands.commands_exist,

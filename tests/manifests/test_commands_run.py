@@ -100,3 +100,27 @@ def test_the_model_is_served_and_evaluated(converted: tuple[Path, Built]) -> Non
     results = json.loads((folder / values(built)["EVALUATION"] / "results.json").read_text())
     assert results["requests"]["completed"] == 4
     assert results["model"]["name"] == values(built)["NAME"]
+
+
+def test_an_engine_is_built_by_the_commands_of_the_manifest(tmp_path: Path) -> None:
+    """Each in the checkpoint's folder; one that fails ends the pod. The program that needs a GPU is a stand-in."""
+    built = overlay("trtllm").copy()
+    (engine,) = next(pod for pod in built.pods if "initContainers" in pod.spec).spec["initContainers"]
+    checkpoint = tmp_path / values(built)["CHECKPOINT"]
+    checkpoint.mkdir(parents=True)
+    program = tmp_path / "trtllm-build"
+    program.write_text('#!/bin/sh\n[ "$1" != bad ] && mkdir -p "$2" && touch "$2/rank0.engine"\n')
+    program.chmod(0o755)
+    script = engine["args"][0].replace('"/bucket"', repr(str(tmp_path)))
+    environment = {**built.values(engine), "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+
+    def build(*commands: str) -> int:
+        (checkpoint / "manifest.json").write_text(json.dumps({"trtllm_build": commands}))
+        return subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True).returncode
+
+    there = "../engines/model-tp1-pp1"
+    assert build(f"trtllm-build good {there}/encoder", f"trtllm-build good '{there}/decoder'") == 0
+    found = sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*.engine"))
+    assert found == [f"{values(built)['ENGINE']}/{part}/rank0.engine" for part in ("decoder", "encoder")]
+    assert build("trtllm-build bad x", f"trtllm-build good {there}/never") != 0
+    assert not (tmp_path / values(built)["ENGINE"] / "never").exists()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import posixpath
 from collections.abc import Iterator
 
 from manifests.built import Built, Object, Pod, expand, name
@@ -77,4 +78,14 @@ def shards_are_completions(built: Built) -> Iterator[str]:
                 yield f"{name(job)}: expected components/finalize where there are several parts, and only then"
 
 
-RULES = (failures_are_as_the_contract_says, limits, shards_are_completions)
+def engines_are_where_they_are_built(built: Built) -> Iterator[str]:
+    """The commands in manifest.json write beside the checkpoint (trtllm_build.py); ENGINE says where."""
+    for pod in (pod for pod in built.pods if pod.labels.get("app.kubernetes.io/component") == "build"):
+        values = built.values(pod.spec["containers"][0])
+        name_of_it = f"{values.get('NAME')}-tp{values.get('TENSOR_PARALLEL')}-pp1"  # base/convert has no pipelines
+        expected = posixpath.normpath(f"{values.get('CHECKPOINT')}/../engines/{name_of_it}")
+        if values.get("ENGINE") != expected:
+            yield f"{pod.where()} expected ENGINE={expected} in configs.env, found {values.get('ENGINE')}"
+
+
+RULES = (engines_are_where_they_are_built, failures_are_as_the_contract_says, limits, shards_are_completions)
