@@ -260,6 +260,8 @@ def run(as_json: bool, quiet: bool, debug: bool, **options: Any) -> None:
 
 
 def _run(options: dict[str, Any], as_json: bool, quiet: bool) -> None:
+    # Unset, gRPC logs a failed TLS handshake on stderr beside our message; it reads this when it is imported.
+    os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
     from evaluator import records, report
     from evaluator.evaluate import evaluate
 

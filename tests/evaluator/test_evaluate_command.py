@@ -376,6 +376,10 @@ def test_nothing_listening_or_not_grpc_is_not_reachable(tmp_path: Path, argument
     done = run(tmp_path, *arguments, "--endpoint", f"127.0.0.1:{triton.http_port}", "--timeout", 5)
     assert done.returncode == 74
     assert "8000 is HTTP" in done.stderr
+    done = run(tmp_path, *arguments, "--tls")
+    assert done.returncode == 74
+    assert done.stderr.startswith("evaluate: ")  # gRPC's own log is silent
+    assert "leave --tls out" in done.stderr
     assert not (tmp_path / "out").exists()
 
 
