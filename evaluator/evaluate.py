@@ -83,14 +83,18 @@ class Evaluation:
 
 def judgement(found: Mapping[str, Any]) -> EvaluateError:
     """The error of a comparison that is not PASS."""
-    margin, metrics = found["margin"], found["metrics"]
+    margin, metrics, failed = found["margin"], found["metrics"], found["verdict"] == verdict.FAIL
     lines = [
         f"{name}: {metrics[name]['difference']:+.3f} ({metrics[name]['low']:+.3f} to {metrics[name]['high']:+.3f})"
-        + (f", about {metrics[name]['rows_needed']} rows would tell" if metrics[name]["rows_needed"] else "")
+        + (
+            f", about {metrics[name]['rows_needed']} rows would tell"
+            if metrics[name]["rows_needed"] and not failed
+            else ""
+        )
         for name in rouge.JUDGED
         if metrics[name]["difference"] is not None
     ]
-    if found["verdict"] == verdict.FAIL:
+    if failed:
         return RegressedError(
             "\n  ".join([f"FAIL: worse than {found['baseline']} by more than {margin:g} points of ROUGE", *lines])
         )

@@ -108,7 +108,8 @@ def verdict(found: Results) -> Facts:
         ("the same answer", words.share(found["exact_match"])),
         ("the others", _parting(found.get("first_divergence"))),
     ]
-    return facts + ([("rows needed", f"about {max(needed):,}")] if needed else [])
+    told = needed and found["verdict"] == "INCONCLUSIVE"  # a FAIL needs no more of them
+    return facts + ([("rows needed", f"about {max(needed):,}")] if told else [])
 
 
 def times(results: Results) -> Table | None:

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from reported import compared, drawn, material
 
-from evaluator import distribution, report, words
-from evaluator.evaluate import Evaluation
+from evaluator import distribution, report, sections, words
+from evaluator.evaluate import Evaluation, judgement
 from evaluator.html_report import Material
 
 SWEEP = {"loads": ["concurrency 8", "concurrency 1", "concurrency 32"], "slo": {"latency": 0.3, "ttft": 0.1}}
@@ -58,6 +58,19 @@ def test_without_a_tokenizer_no_prompt_is_said_to_be_short(
 ) -> None:
     results = {**made.results, "tokenizer": tokenizer}
     assert told in " ".join(printed(replace(made, results=results), monkeypatch).split())
+
+
+@pytest.mark.parametrize(("verdict", "needed"), [("FAIL", False), ("INCONCLUSIVE", True)])
+def test_a_verdict_that_is_clear_needs_no_more_rows(made: Material, verdict: str, needed: bool) -> None:
+    """rouge2 alone would; that does not matter where another one fails."""
+    metrics = made.results["comparison"]["metrics"]
+    found = {
+        **made.results["comparison"],
+        "verdict": verdict,
+        "metrics": metrics | {"rouge2": metrics["rouge2"] | {"rows_needed": 9}},
+    }
+    assert ("rows needed" in dict(sections.verdict(found))) == needed
+    assert ("rows would tell" in str(judgement(found))) == needed
 
 
 def test_numbers_are_those_of_the_results(made: Material, monkeypatch: pytest.MonkeyPatch) -> None:
