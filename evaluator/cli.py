@@ -18,6 +18,7 @@ import evaluator
 from evaluator.errors import EvaluateError, TransientError
 
 PROTOCOLS = ("auto", "grpc", "http", "openai", "vllm", "tgi", "torchserve", "vertex")
+MOST_TOKENS = 2**31 - 1  # what an INT32 holds, as which models are told of it
 TIMES = ("latency", "ttft", "tpot")
 
 
@@ -150,7 +151,7 @@ def main() -> None:
     help="Longest prompt, in tokens with the end token that T5 is given; longer ones are cut and counted.",
 )
 @click.option(
-    "--max-output-tokens", type=click.IntRange(min=1), default=64, help="Longest output asked for, in tokens."
+    "--max-output-tokens", type=click.IntRange(1, MOST_TOKENS), default=64, help="Longest output asked for, in tokens."
 )
 @click.option(
     "--parameter",

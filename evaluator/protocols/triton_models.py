@@ -211,9 +211,18 @@ def _typed(name: str, text: str, tensor: Tensor) -> Any:
         return text
     found = _plain(text)
     number = bool if tensor.dtype == "BOOL" else (float, int) if tensor.dtype.startswith("FP") else int
-    if not isinstance(found, number) or (number is not bool and isinstance(found, bool)):
+    if not isinstance(found, number) or (number is not bool and isinstance(found, bool)) or not _fits(found, tensor):
         raise OptionsError(f"--parameter: expected {name} as {tensor.dtype}, found {text!r}")
     return found if isinstance(found, bool) else [found]
+
+
+def _fits(found: float, tensor: Tensor) -> bool:
+    """Whether an integer has room in its dtype: numpy below 2 would wrap it."""
+    if not tensor.dtype.startswith(("INT", "UINT")):
+        return True
+    bits = int(tensor.dtype.removeprefix("U").removeprefix("INT"))
+    low = 0 if tensor.dtype[0] == "U" else -1 << (bits - 1)
+    return low <= found < low + (1 << bits)
 
 
 def wire(value: Any, dtype: str) -> bytes:

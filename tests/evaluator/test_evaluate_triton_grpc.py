@@ -118,6 +118,26 @@ def test_tensorrt_llm_is_sent_its_tokens_and_asked_for_the_answer_alone(config: 
     }
 
 
+@pytest.mark.parametrize(
+    ("dtype", "good", "bad"),
+    [
+        ("UINT32", ["0", "4294967295"], ["-1", "4294967296"]),
+        ("INT8", ["-128", "127"], ["-129", "128"]),
+        ("UINT64", ["18446744073709551615"], ["18446744073709551616", "-1", "1.5", "true"]),
+    ],
+)
+def test_a_parameter_has_to_fit_its_input(dtype: str, good: list[str], bad: list[str]) -> None:
+    """numpy would take -1 for 4294967295."""
+    signature = triton_models.signature(*described(T5 | {"top_k": (dtype, [-1, 1])}), parameters=["top_k"])
+    for text in good:
+        request = service_pb2.ModelInferRequest.FromString(sent_to(signature, [1], parameters={"top_k": text}))
+        width = int(dtype.strip("UINT")) // 8
+        assert request.raw_input_contents[3] == int(text).to_bytes(width, "little", signed=dtype[0] == "I")
+    for text in bad:
+        with pytest.raises(OptionsError, match=f"expected top_k as {dtype}, found '{text}'"):
+            sent_to(signature, [1], parameters={"top_k": text})
+
+
 def test_unsupported_models_are_refused_with_what_was_found() -> None:
     gpt = {"input_ids": ("FP32", [-1, -1]), "prompt_lengths": ("UINT32", [-1, 1])}
     with pytest.raises(OptionsError) as raised:
