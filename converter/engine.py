@@ -246,9 +246,9 @@ class _Run:
             if not sources and run.resident(self.limits.budget):
                 room = self.limits.run_nbytes(run, band) - nbytes_of(run.leaves)
                 own = {leaf: in_memory(leaf.read(), leaf.origin) for leaf in run.leaves}
-            for number, tensor in enumerate(run.tensors, run.first):
-                lazy = tensor.over(own)
-                for box in bands(tensor, room):
+            for index, tensor in enumerate(run.tensors):
+                number, lazy = run.first + index, tensor.over(own)
+                for box in run.pieces(index, room):
                     if any(file.segments[number].box.intersection(box).size for file in files.wanted):
                         self.budget.check()
                         yield number, lazy, box

@@ -15,7 +15,7 @@ import hashlib
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, reduce
 
 from converter.tensor import Box, LazyTensor
 
@@ -84,15 +84,32 @@ class Bundle:
             else:
                 runs.append([number])
                 sources = set(leaves)
-        return tuple(Run(run[0], self.tensors[run[0] : run[-1] + 1]) for run in runs)
+        return tuple(
+            Run(run[0], self.tensors[run[0] : run[-1] + 1], self._needed[run[0] : run[-1] + 1]) for run in runs
+        )
+
+    @cached_property
+    def _needed(self) -> tuple[Box, ...]:
+        """Of each tensor what its files have of it: of all its ranks together everything, of one alone its part."""
+        return tuple(
+            reduce(Box.hull, (segment.box for segment in segments))
+            for segments in zip(*(file.segments for file in self.files), strict=True)
+        )
 
 
 @dataclass(frozen=True)
 class Run:
-    """Tensors of a bundle from its `first` on, written one after the other."""
+    """Tensors of a bundle from its `first` on, written one after the other, and what is needed of each."""
 
     first: int
     tensors: tuple[LazyTensor, ...]
+    needed: tuple[Box, ...]
+
+    def pieces(self, number: int, limit: int) -> Iterator[Box]:
+        """What is needed of its n-th tensor, in bands of at most `limit` bytes in flight."""
+        for band in bands(self.tensors[number], limit):
+            if (piece := band.intersection(self.needed[number])).size:
+                yield piece
 
     @cached_property
     def leaves(self) -> tuple[LazyTensor, ...]:
@@ -113,8 +130,8 @@ class Run:
             return nbytes_of(self.leaves)
         return sum(
             part.aligned(leaf.grain, leaf.spec.shape).size * leaf.spec.dtype.itemsize
-            for tensor in self.tensors
-            for box in bands(tensor, band)
+            for number, tensor in enumerate(self.tensors)
+            for box in self.pieces(number, band)
             for leaf, part in tensor.leaf_boxes(box)
         )
 

@@ -113,6 +113,13 @@ class Box:
             tuple(min(a, b) for a, b in zip(self.stop, other.stop, strict=True)),
         )
 
+    def hull(self, other: Box) -> Box:
+        """The smallest box that covers both."""
+        return Box(
+            tuple(min(a, b) for a, b in zip(self.start, other.start, strict=True)),
+            tuple(max(a, b) for a, b in zip(self.stop, other.stop, strict=True)),
+        )
+
     def within(self, outer: Box) -> Box:
         """This box in coordinates that begin at `outer.start`."""
         return Box(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import replace
 
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 
 from converter import ops
 from converter.engine import Limits
-from converter.plan import OutputFile, Plan, Segment, band_bytes, bands, grouped
+from converter.plan import OutputFile, Plan, Segment, band_bytes, bands, grouped, stretches
 from converter.tensor import Box, LazyTensor, TensorSpec, placeholder
 
 FP32 = np.dtype(np.float32)
@@ -137,3 +138,66 @@ def test_the_digest_changes_with_what_would_be_written_and_with_nothing_else() -
         Plan((whole("a", source(4, 4, name="y")), whole("b", tensor))),
     ]
     assert len({plan.digest, *(other.digest for other in others)}) == 1 + len(others)
+
+
+# --------------------------------------------------------------------------------------------------------------- parts
+
+
+def test_stretches_are_as_even_as_can_be() -> None:
+    assert stretches([2, 2, 2, 3, 3], 2) == [3, 5]
+    assert stretches([1, 1, 1, 1], 4) == [1, 2, 3, 4]
+    assert stretches([9, 1, 1, 1], 3) == [1, 4, 4]  # no other division makes the largest smaller
+    assert stretches([5, 5], 4) == [1, 2, 2, 2]
+    assert stretches([], 2) == [0, 0]
+    assert stretches([0, 0], 3) == [2, 2, 2]
+
+
+@given(st.lists(st.integers(0, 50), max_size=7), st.integers(1, 5))
+def test_no_division_has_a_smaller_largest_part(sizes: list[int], number: int) -> None:
+    ends = stretches(sizes, number)
+    assert len(ends) == number
+    assert ends == sorted(ends)
+    assert ends[-1] == len(sizes)
+
+    def largest(cuts: tuple[int, ...]) -> int:
+        edges = [0, *cuts, len(sizes)]
+        return max(sum(sizes[a:b]) for a, b in itertools.pairwise(edges))
+
+    every = itertools.combinations_with_replacement(range(len(sizes) + 1), number - 1)
+    assert largest(tuple(ends[:-1])) == min(map(largest, every))
+
+
+def halves(path: str, tensor: LazyTensor, axis: int) -> list[OutputFile]:
+    size = tensor.spec.shape[axis]
+    boxes = [tensor.box.along(axis, 0, size // 2), tensor.box.along(axis, size // 2, size)]
+    return [OutputFile(f"{path}.{rank}", (Segment(tensor, box),)) for rank, box in enumerate(boxes)]
+
+
+def test_files_of_one_source_stay_in_one_part() -> None:
+    embedding, one, two = source(5, 4, name="e"), source(10, 4, name="1"), source(10, 4, name="2")
+    files = [
+        OutputFile("config.ini", header=b"x" * 1000),
+        whole("e", embedding),
+        *halves("1", one, 0),
+        whole("e.T", ops.transpose(embedding)),
+        *halves("2", two, 0),
+    ]
+    plan = Plan(tuple(files))
+    assert [file.path for file in plan.headers] == ["config.ini"]
+    names = [[file.path for file in part.files] for part in plan.parts(3)]
+    assert names == [["e", "e.T"], ["1.0", "1.1"], ["2.0", "2.1"]]
+    assert [len(part.files) for part in plan.parts(5)] == [2, 2, 2, 0, 0]
+    assert [part.nbytes for part in plan.parts(2)] == [320, 160], "as long as can be"
+    limits = Limits.of(plan, 1 << 30, 1)
+    assert sum(limits.read_nbytes(part) for part in plan.parts(3)) == limits.read_nbytes(plan) == 80 + 160 + 160
+
+
+def test_a_rank_alone_reads_what_it_needs() -> None:
+    """Half of the rows; but whole rows, where half of each is needed and storage reads no less."""
+    for axis, each in ((0, 800), (1, 1600)):
+        plan = Plan(tuple(halves("x", source(100, 4, grain=(1, 4)), axis)))
+        limits = Limits.of(plan, 1 << 30, 1)
+        assert limits.read_nbytes(plan) == 1600
+        assert [limits.read_nbytes(part) for part in plan.parts(2, by_file=True)] == [each, each]
+        assert [part.nbytes for part in plan.parts(2, by_file=True)] == [800, 800]
+        assert [len(part.files) for part in plan.parts(2)] == [2, 0]
