@@ -7,6 +7,7 @@ model for one text alone, and the tokenizer again.
 from __future__ import annotations
 
 import json
+import re
 import urllib.error
 import urllib.request
 from collections.abc import Callable
@@ -20,6 +21,7 @@ import torch
 from asking import http, tensors
 from conftest import ftconvert, refused, tree
 from evaluated import evaluated
+from manifests import dashboard
 from sentencepiece import SentencePieceProcessor
 from tokenizers import Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import BPE
@@ -260,6 +262,23 @@ def test_what_is_refused_is_told_by_name(server: TritonServer, model: str, body:
     with pytest.raises(urllib.error.HTTPError) as error:
         post(server, model, **body)
     assert told in error.value.read().decode()
+
+
+def test_the_dashboard_asks_for_metrics_that_triton_tells(server: TritonServer) -> None:
+    generate(server, "t5_text", text_input=T5_TEXTS[0], max_tokens=1)  # a counter is told from the first request on
+    with urllib.request.urlopen(f"http://127.0.0.1:{server.metrics_port}/metrics") as answer:
+        metrics = answer.read().decode()
+    kinds = dict(re.findall(r"^# TYPE (\w+) (\w+)$", metrics, re.MULTILINE))
+    told = {
+        name: (kind, set(re.findall(r'(\w+)="', " ".join(re.findall(rf"^{name}\{{(.*)\}}", metrics, re.MULTILINE)))))
+        for name, kind in kinds.items()
+    }
+    asked = [dashboard.asked(part) for part in dashboard.parts(dashboard.board())]
+    for name, kind, labels in asked:
+        found_kind, found_labels = (told | dashboard.GPU | dashboard.ISTIO)[name]
+        assert kind == found_kind, name
+        assert labels <= found_labels | dashboard.OF_THE_POD, name
+    assert len({name for name, _, _ in asked} & set(told)) > 8
 
 
 # ---------------------------------------------------------------------------------------------------------- the trees
