@@ -31,7 +31,7 @@ from converter.formats import fastertransformer, tensorrt_llm
 from converter.plan import OutputFile, Plan
 from converter.tensor import LazyTensor, TensorSpec, dtype_named, placeholder
 
-GB, BUDGET, JOBS = 10**9, 2 << 30, 32
+GB, GIB, JOBS = 10**9, 1 << 30, 32
 UPLOAD = 8 << 20  # bytes of one request of an upload; a smaller file takes one alone (storage/gcs.py)
 CHUNK = 64 << 20  # of T5X, at most
 JOURNAL_SECONDS = 3  # between uploads of a part's journal
@@ -40,7 +40,7 @@ AROUND = 25  # other requests of a part: listings, the source's description, its
 
 @dataclass(frozen=True)
 class Shape:
-    """A model to work out: `stored` is the type of the source, T5X where `chunked`."""
+    """A model to work out: `stored` is the type of the source, T5X where `chunked`; `budget` is --memory-budget."""
 
     family: str
     config: dict[str, Any]
@@ -48,6 +48,12 @@ class Shape:
     ranks: int
     stored: str = "bf16"
     chunked: bool = False
+    budget: int = 2 * GIB
+
+    @property
+    def gib(self) -> int:
+        """Memory of a pod: what a budget takes at most (docs/performance.md), and room for Python and the system."""
+        return math.ceil(1.25 * self.budget / GIB + 3)
 
 
 SHAPES = {
@@ -79,8 +85,13 @@ SHAPES = {
         "trtllm",
         8,
     ),
+    # A matrix of 3.4 GB is transposed: with less budget it is read several times
     "500B of BLOOM's kind, Hugging Face bf16 to FasterTransformer bf16, tp=8": Shape(
-        "bloom", {"vocab_size": 250880, "hidden_size": 20480, "n_layer": 100, "n_head": 160}, "ft", 8
+        "bloom",
+        {"vocab_size": 250880, "hidden_size": 20480, "n_layer": 100, "n_head": 160},
+        "ft",
+        8,
+        budget=12 * GIB,
     ),
 }
 
@@ -98,7 +109,6 @@ class Rates:
     price_vcpu: float  # an hour
     price_gib: float  # an hour
     vcpus: int  # of a pod, as paid
-    gib: int
     price_writes: float  # of 1,000
     price_reads: float
 
@@ -131,7 +141,7 @@ def _stored(spec: TensorSpec, name: str) -> LazyTensor:
 
 def work(part: Plan, whole: Plan, shape: Shape) -> Work:
     """What a part reads, writes and asks for."""
-    limits = Limits.of(part, BUDGET, JOBS)
+    limits = Limits.of(part, shape.budget, JOBS)
     leaves = {leaf for group in whole.groups for leaf in group.leaves}
     described = len(leaves) if shape.chunked else math.ceil(sum(leaf.spec.nbytes for leaf in leaves) / (10 * GB)) * 2
     reads = sum(_reads(part, limits, shape))
@@ -176,7 +186,7 @@ def rows(shape: Shape, pods: tuple[int, ...], rates: Rates) -> Iterator[list[str
         reads = sum(one.reads for one in works) + number * number + number
         writes = sum(one.writes for one in works) + int(journals) + len(plan.headers) + 2
         hours = (sum(seconds) + number * rates.node) / 3600
-        dollars = hours * (rates.vcpus * rates.price_vcpu + rates.gib * rates.price_gib)
+        dollars = hours * (rates.vcpus * rates.price_vcpu + shape.gib * rates.price_gib)
         asked = reads / 1000 * rates.price_reads + (len(plan.files) + journals) / 1000 * rates.price_writes
         largest = max(one.written for one in works)
         yield [
@@ -223,7 +233,6 @@ def _files(files: tuple[OutputFile, ...]) -> str:
 @click.option("--start", default=15.0, show_default=True, help="Seconds until a pod reads its first weight.")
 @click.option("--node", default=90.0, show_default=True, help="Paid seconds of a node before a pod runs.")
 @click.option("--vcpus", default=4, show_default=True, help="Of a pod, as paid.")
-@click.option("--gib", default=8, show_default=True, help="Memory of a pod, as paid.")
 @click.option("--price-vcpu", default=0.0316, show_default=True, help="$ an hour.")
 @click.option("--price-gib", default=0.0042, show_default=True, help="$ an hour.")
 @click.option("--price-writes", default=0.005, show_default=True, help="$ for 1,000 objects written.")
@@ -239,7 +248,8 @@ def main(pods: str, measure: Path | None, size: str, **rates: Any) -> None:
     for title, shape in SHAPES.items():
         plan = plan_of(shape)
         source = {leaf: leaf.spec.size for group in plan.groups for leaf in group.leaves}
-        click.echo(f"\n**{title}**: {sum(source.values()) / GB:.1f} billion parameters, {_files(plan.files)}\n")
+        billions = sum(source.values()) / GB
+        click.echo(f"\n**{title}**: {billions:.1f} billion parameters, {_files(plan.files)}; pods of {shape.gib} GiB\n")
         click.echo(HEAD + "\n" + "|---:" * 9 + "|")
         for row in rows(shape, numbers, Rates(**rates)):
             click.echo("| " + " | ".join(row) + " |")
