@@ -239,9 +239,12 @@ def _figures(run: Run, options: Options) -> dict[str, Any]:
     """All but quality. Rows of an earlier session are no part of what a second brought."""
     new = run.samples if not run.kept else [sample for sample in run.samples if sample.sent_s >= run.began_s]
     found: dict[str, Any] = {"requests": figures.requests(run.samples) | {"resent": run.resent}}
-    found |= figures.times(run.samples) | {"throughput": figures.throughput(new, run.wall_s)}
+    wall_s = run.wall_s
+    if not new:  # the load was done when the run was interrupted; nothing in no time would be 0 requests/s
+        new, wall_s = run.samples, figures.span(run.samples)
+    found |= figures.times(run.samples) | {"throughput": figures.throughput(new, wall_s)}
     if options.slo:
-        found["goodput"] = figures.goodput(new, run.wall_s, options.slo)
+        found["goodput"] = figures.goodput(new, wall_s, options.slo)
     if run.server is not None:
         found["server"] = run.server
     return found

@@ -70,6 +70,11 @@ def time_per_output_token(sample: Sample) -> float | None:
     return (sample.latency_s - sample.arrivals_s[0]) / ((sample.output_tokens or 0) - 1)
 
 
+def span(samples: Sequence[Sample]) -> float:
+    """Seconds from the first request that was sent to the last answer."""
+    return max(sample.sent_s + sample.latency_s for sample in samples) - min(sample.sent_s for sample in samples)
+
+
 def throughput(samples: Sequence[Sample], wall_s: float) -> Figures:
     """Completed requests, and their generated tokens without end tokens, per second; None where nobody counts them."""
     completed = [sample for sample in samples if sample.error is None]

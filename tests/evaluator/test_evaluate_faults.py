@@ -190,6 +190,26 @@ def test_requests_that_fail_under_a_later_load_fail_the_run(tmp_path: Path, exam
     assert evaluate(**options, max_failed=8, resume=True).exit_code == 0
 
 
+def test_a_load_that_was_done_before_an_interruption_keeps_its_throughput(tmp_path: Path, example: Path) -> None:
+    def behave(number: int) -> str:
+        if number == 25:  # five requests into the second load
+            signal.raise_signal(signal.SIGINT)
+        return "slow"
+
+    with faulty(behave) as server:
+        options = asked(server, example, tmp_path / "out", limit=20, warmup=0, concurrency="10,2", slo="latency=30")
+        assert evaluate(**options).exit_code == 130
+        results, samples = evaluated(**options, resume=True)
+    first, second = results["sweep"]
+    assert first["kept"] == 20 > second["kept"]
+    # two rounds of ten requests of 0.2 s
+    assert 30 < first["throughput"]["requests_per_s"] <= 50
+    assert first["goodput"]["requests_per_s"] == first["throughput"]["requests_per_s"]
+    assert first["goodput"]["share"] == 1
+    ends = max(sample.sent_s + sample.latency_s for sample in samples)
+    assert first["throughput"]["requests_per_s"] == 20 / (ends - samples[0].sent_s)
+
+
 def test_a_triton_that_is_killed_and_started_again_costs_no_answer(tmp_path: Path, example: Path, triton: Any) -> None:
     """A real one: what it had not answered is sent again to the one that comes after it."""
     repository = tmp_path / "repository"
