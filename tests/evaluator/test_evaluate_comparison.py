@@ -63,6 +63,18 @@ def test_a_folder(tmp_path: Path) -> None:
     assert found.results == RESULTS
 
 
+def test_an_interval_that_ends_within_the_margin_is_undecided() -> None:
+    """Three of 60 rows lose all of 100: d = -5, and the interval from about -12 to 0 holds -6."""
+    texts = {str(number): f"the court of row {number}" for number in range(60)}
+    answers = [("x" if number < 3 else text) for number, text in enumerate(texts.values())]
+    found = compare(list(texts.items()), answers, Baseline("b", texts), margin=6)
+    for metric in found.metrics.values():
+        assert metric.difference == pytest.approx(-5)
+        assert -6 < metric.high < 6
+        assert metric.rows_needed > 60
+    assert found.verdict == "INCONCLUSIVE"
+
+
 def test_answers_in_a_bucket(bucket: str) -> None:
     from google.cloud import storage
 

@@ -187,6 +187,7 @@ def test_requests_that_fail_under_a_later_load_fail_the_run(tmp_path: Path, exam
     assert "out/samples-concurrency-2.jsonl, field error" in done.stderr
     results, _ = read(tmp_path / "out")
     assert [load["requests"]["failed"] for load in results["sweep"]] == [0, 8]
+    assert results["sweep"][1]["changed"] == 0  # no answer is no other answer
     assert evaluate(**options, max_failed=8, resume=True).exit_code == 0
 
 

@@ -1,12 +1,15 @@
-"""The closed loop: every request once, never more in flight than asked, and a latency that is the server's."""
+"""Both loops: every request once, never more in flight than asked or each when it is time, and its own latency."""
 
 import asyncio
+import time
+from itertools import pairwise
+from statistics import fmean
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from evaluator.load import Outcome, closed_loop
+from evaluator.load import Outcome, closed_loop, moments, open_loop
 from evaluator.protocols.base import Answer, RequestError
 
 
@@ -100,3 +103,40 @@ def test_cancelling_gives_up_what_is_in_flight_and_keeps_what_is_done() -> None:
         asyncio.run(interrupted())
     assert sorted(outcome.index for outcome in outcomes) == [0, 1]
     assert sorted(given_up) == [2, 3, 4]
+
+
+def test_the_open_loop_sends_each_at_its_moment_and_counts_from_there() -> None:
+    """Here the third is late, because something holds up the whole loop: its latency has the wait in it."""
+    due = [0.0, 0.1, 0.2, 0.4]
+    sent: list[float] = []
+    outcomes: list[Outcome] = []
+
+    async def send(request: bytes) -> Answer:
+        sent.append(time.perf_counter())
+        await asyncio.sleep(1 if request[0] == 0 else 0)
+        if request[0] == 1:
+            time.sleep(0.2)
+        return Answer(ids=[])
+
+    asyncio.run(open_loop([bytes([index]) for index in range(4)], send, due, 0, outcomes.append))
+    assert [outcome.index for outcome in outcomes] == [1, 2, 3, 0]  # nobody waits for the first
+    found = sorted(outcomes, key=lambda outcome: outcome.index)
+    scheduled = [outcome.sent_s - found[0].sent_s for outcome in found]
+    assert scheduled == pytest.approx(due, abs=1e-6)
+    waited = [moment - outcome.sent_s for moment, outcome in zip(sent, found, strict=True)]
+    assert min(waited) > -0.001  # the loop's clock is another one
+    assert waited[2] > 0.09
+    assert found[2].latency_s >= waited[2]
+    assert 1 <= found[0].latency_s < 1.5
+
+
+def test_moments_of_arrival() -> None:
+    assert moments(4, 8, "constant", 0) == [0, 0.125, 0.25, 0.375]
+    drawn = moments(20_001, 50, "poisson", 3)
+    gaps = [late - early for early, late in pairwise(drawn)]
+    assert drawn[0] == 0
+    assert fmean(gaps) == pytest.approx(1 / 50, rel=0.03)
+    assert sum(gap > 1 / 50 for gap in gaps) / len(gaps) == pytest.approx(0.368, abs=0.015)  # 1/e, as exponential ones
+    assert moments(5, 50, "poisson", 3) == drawn[:5]
+    assert moments(5, 50, "poisson", 4) != drawn[:5]
+    assert moments(1, 50, "poisson", 3) == [0]
