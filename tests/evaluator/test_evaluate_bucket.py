@@ -24,6 +24,12 @@ def download(uri: str) -> bytes:
         return b""
 
 
+def blobs(bucket: str) -> Any:
+    from google.cloud import storage
+
+    return storage.Client(project=None).list_blobs(bucket.removeprefix("gs://"))
+
+
 FILES = ("results.json", "samples.jsonl", "report.html", "run.json")
 
 
@@ -72,6 +78,15 @@ def test_a_run_lies_in_a_bucket_and_is_gone_on_with(
     assert results["sweep"][0]["kept"] >= 20
     assert results["options"]["output"] == f"{bucket}/out"
     assert all(download(f"{bucket}/out/{name}") for name in FILES)
+
+
+def test_what_says_that_a_run_is_finished_arrives_last(bucket: str) -> None:
+    with folders.here(f"{bucket}/out") as folder:
+        for name in FILES:
+            (folder / name).write_text(name)
+    stamps = {blob.name.removeprefix("out/"): blob.updated for blob in blobs(bucket)}
+    assert sorted(stamps, key=lambda name: stamps[name])[-1] == "results.json"
+    assert sorted(stamps) == sorted(FILES)
 
 
 def test_a_bucket_that_is_not_there_is_told_before_anything_is_sent(example: Path, bucket: str) -> None:
