@@ -218,7 +218,7 @@ def test_a_triton_that_is_killed_and_started_again_costs_no_answer(tmp_path: Pat
     (repository / "slow").symlink_to(Path(triton.repository) / "slow")
     with TritonServer(repository) as first:
         port = first.grpc_port
-        options = {"endpoint": f"127.0.0.1:{port}", "model": "slow", "dataset": example / "test.jsonl", "limit": 30}
+        options = {"endpoint": f"127.0.0.1:{port}", "model": "slow", "dataset": example / "test.jsonl", "limit": 14}
         options |= {"tokenizer": example / "spiece.model", "output": tmp_path / "out", "retries": 20}
         process = start(*(part for name, value in options.items() for part in (f"--{name}", value)))
         wait_for(4, tmp_path / "out" / "samples.jsonl")
@@ -227,10 +227,10 @@ def test_a_triton_that_is_killed_and_started_again_costs_no_answer(tmp_path: Pat
         _, err = process.communicate(timeout=120)
     assert (process.returncode, err) == (0, "")
     results, samples = read(tmp_path / "out")
-    assert results["requests"]["completed"] == len(samples) == 30
+    assert results["requests"]["completed"] == len(samples) == 14
     assert results["requests"]["retries"] >= 8
     assert all(sample.output_ids for sample in samples)
-    assert results["server"] is None or results["server"]["slow"]["requests"] <= 30
+    assert results["server"] is None or results["server"]["slow"]["requests"] <= 14
 
 
 @pytest.mark.slow
