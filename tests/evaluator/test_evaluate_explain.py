@@ -15,6 +15,7 @@ from typing import Any
 
 import grpc
 import pytest
+from evaluated import evaluate
 from servers import raw, tls
 
 from evaluator.errors import NotFoundError, OptionsError
@@ -303,6 +304,16 @@ def test_a_proxy_that_answers_in_grpc(code: int, said: str, status: str, mend: s
         found, message = refused(port)
     assert (found, message) == (status, said or "(no message)")
     assert mend in (explain(found, message) or "")
+
+
+@pytest.mark.parametrize(("code", "exit_code"), [(401, 78), (403, 78), (404, 78), (429, 74), (503, 74)])
+def test_only_what_may_pass_is_worth_another_try(tmp_path: Path, example: Path, code: int, exit_code: int) -> None:
+    """A Job tries again after 74, never after 78."""
+    asked = {"model": "m", "dataset": example / "test.jsonl", "tokenizer": example / "spiece.model"}
+    with raw.listening(raw.http2(code, b"")) as port:
+        done = evaluate(endpoint=f"127.0.0.1:{port}", output=tmp_path / "out", **asked)
+    assert (done.exit_code, "\n  mend: " in done.stderr) == (exit_code, True)
+    assert not (tmp_path / "out").exists()
 
 
 # HTTP
