@@ -263,7 +263,7 @@ def run(as_json: bool, quiet: bool, debug: bool, **options: Any) -> None:
 def _run(options: dict[str, Any], as_json: bool, quiet: bool) -> None:
     # Unset, gRPC logs a failed TLS handshake on stderr beside our message; it reads this when it is imported.
     os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
-    from evaluator import records, report
+    from evaluator import judgement, records, report
     from evaluator.evaluate import evaluate
 
     asked = _options(**options)
@@ -272,8 +272,8 @@ def _run(options: dict[str, Any], as_json: bool, quiet: bool) -> None:
         click.echo(records.to_json(evaluation.results), nl=False)
     else:
         report.print_summary(evaluation)
-    evaluation.require_few_failures(asked.max_failed)
-    evaluation.require_quality()
+    judgement.require_few_failures(evaluation.results, asked.max_failed)
+    judgement.require_quality(evaluation.results.get("comparison"))
 
 
 @main.command()
@@ -291,16 +291,14 @@ def compare(a: str, b: str, margin: float, as_json: bool, debug: bool) -> None:
 
 
 def _compare(a: str, b: str, margin: float, as_json: bool) -> None:
-    from evaluator import comparison, records, report, verdict
-    from evaluator.evaluate import judgement
+    from evaluator import comparison, judgement, records, report
 
     found = comparison.compare_folders(a, b, margin).to_dict()
     if as_json:
         click.echo(records.to_json(found), nl=False)
     else:
         report.print_comparison({"comparison": found})
-    if found["verdict"] != verdict.PASS:
-        raise judgement(found)
+    judgement.require_quality(found)
 
 
 def _options(

@@ -8,7 +8,7 @@ import asyncio
 import json
 import platform
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from functools import partial
@@ -27,25 +27,15 @@ from evaluator import (
     records,
     rouge,
     tokenizers,
-    verdict,
 )
 from evaluator.comparison import Comparison
 from evaluator.credentials import without_secrets
-from evaluator.errors import (
-    EvaluateError,
-    InconclusiveError,
-    RegressedError,
-    TooManyFailuresError,
-    TransientError,
-    UsageError,
-)
-from evaluator.explain import mend_of
+from evaluator.errors import EvaluateError, TransientError, UsageError
 from evaluator.measure import Plan, ProgressBar, Run
 from evaluator.options import OF_THE_VERDICT, Options
 from evaluator.protocols.base import ServedModel
 from evaluator.protocols.choose import choose
 
-ERRORS_SHOWN = 3  # distinct ones, in the message of a run with too many
 ERRORS_KEPT = 20  # distinct ones of each load, in results.json
 
 
@@ -57,69 +47,12 @@ class Evaluation:
     results: dict[str, Any]
     samples: list[records.Sample]
 
-    def require_few_failures(self, max_failed: int) -> None:
-        """Raise TooManyFailuresError when more than `max_failed` requests failed, under whichever load."""
-        runs = self.results["sweep"]
-        over = [run for run in runs if run["requests"]["failed"] > max_failed]
-        lines = []
-        for run in over:
-            at = f" at {run['load']['name']}" if len(runs) > 1 else ""
-            failed, errors = run["requests"]["failed"], list(run["errors"].items())
-            rows = len(self.samples)
-            lines.append(f"{failed} of {rows} requests failed{at}, at most {max_failed} may (--max-failed)")
-            lines += [line for error, count in errors[:ERRORS_SHOWN] for line in told(error, count)]
-            rest = failed - sum(count for _, count in errors[:ERRORS_SHOWN])
-            lines += [f"and {rest} x other errors"] * (rest > 0)
-            lines.append(f"each is in {self.place}/{run['samples']}, field error")
-        if over:
-            raise TooManyFailuresError("\n  ".join(lines))
-
-    def require_quality(self) -> None:
-        """Raise RegressedError, or InconclusiveError, when there is a baseline and the verdict is not PASS."""
-        found = self.results.get("comparison")
-        if found and found["verdict"] != verdict.PASS:
-            raise judgement(found)
-
-
-def judgement(found: Mapping[str, Any]) -> EvaluateError:
-    """The error of a comparison that is not PASS."""
-    margin, metrics, failed = found["margin"], found["metrics"], found["verdict"] == verdict.FAIL
-    lines = [
-        f"{name}: {metrics[name]['difference']:+.3f} ({metrics[name]['low']:+.3f} to {metrics[name]['high']:+.3f})"
-        + (
-            f", about {metrics[name]['rows_needed']} rows would tell"
-            if metrics[name]["rows_needed"] and not failed
-            else ""
-        )
-        for name in rouge.JUDGED
-        if metrics[name]["difference"] is not None
-    ]
-    if failed:
-        return RegressedError(
-            "\n  ".join([f"FAIL: worse than {found['baseline']} by more than {margin:g} points of ROUGE", *lines])
-        )
-    return InconclusiveError(
-        "\n  ".join(
-            [
-                f"INCONCLUSIVE: {found['rows']} rows do not tell whether {margin:g} points were lost",
-                *lines,
-                *list(found["notes"]),
-            ]
-        )
-    )
-
-
-def told(error: str, count: int) -> list[str]:
-    """An error of samples.jsonl, how often it was, and what to do."""
-    mend = mend_of(error)
-    return [f"{count} x {error}", *([f"  mend: {mend}"] if mend else [])]
-
 
 def evaluate(options: Options, progress_bar: ProgressBar) -> Evaluation:
     """Run to the end and write samples.jsonl, report.html and, last, results.json.
 
-    With `resume` a finished run is only read. Failed requests are no exception here: `Evaluation.require_few_failures`
-    judges them once the results are written. An interruption (KeyboardInterrupt) leaves the samples completed so far,
+    With `resume` a finished run is only read. Failed requests are no exception here: judgement.py
+    looks at them once the results are written. An interruption (KeyboardInterrupt) leaves the samples completed so far,
     and no results.json.
     """
     started_at = datetime.now(timezone.utc)
@@ -148,10 +81,10 @@ def _run(options: Options, folder: Path, place: str, started_at: datetime, progr
     try:
         model, started_at, runs = asyncio.run(_ask(options, folder, dataset, tokenizer, started_at, progress_bar))
     except EvaluateError as error:
-        told = without_secrets(str(error), options.connection.headers)
-        if told == str(error):
+        message = without_secrets(str(error), options.connection.headers)
+        if message == str(error):
             raise
-        raise type(error)(told) from None  # whatever it came from says it, too
+        raise type(error)(message) from None  # whatever it came from says it, too
     samples = runs[0].samples
     scores = _scores(samples, options.profile)
     results = {

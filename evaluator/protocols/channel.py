@@ -4,8 +4,8 @@ import ssl
 from pathlib import Path
 from typing import Any
 
-from evaluator.errors import NotFoundError, OptionsError
 from evaluator.protocols.base import Connection
+from evaluator.protocols.trust import trusted
 
 UNLIMITED = -1
 KEEPALIVE_TIMEOUT_MS = 20_000  # gRPC's own: without an answer for so long the connection counts as lost
@@ -48,15 +48,5 @@ def _roots(ca_certificate: str | None) -> bytes | None:
     if ca_certificate is None:
         system = ssl.get_default_verify_paths().cafile
         return Path(system).read_bytes() if system else None
-    try:
-        ssl.create_default_context(cafile=ca_certificate)
-        return Path(ca_certificate).read_bytes()
-    except FileNotFoundError as error:
-        raise NotFoundError(
-            f"--ca-certificate: expected a PEM file of certificates, found nothing at {ca_certificate}"
-        ) from error
-    except (OSError, ssl.SSLError) as error:
-        raise OptionsError(
-            f"--ca-certificate: expected a PEM file of certificates, cannot read {ca_certificate} as one "
-            f"({error.strerror or error})"
-        ) from error
+    trusted(ca_certificate)
+    return Path(ca_certificate).read_bytes()

@@ -24,9 +24,10 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
-from evaluator.errors import EvaluateError, NotFoundError, OptionsError, TransientError, UsageError, missing_package
+from evaluator.errors import EvaluateError, OptionsError, TransientError, UsageError, missing_package
 from evaluator.explain import explain
 from evaluator.protocols.base import UNAVAILABLE, Connection, RequestError
+from evaluator.protocols.trust import trusted
 
 if TYPE_CHECKING:
     import aiohttp
@@ -87,7 +88,7 @@ async def opened(connection: Connection) -> AsyncIterator["Http"]:
         )
     connector = aiohttp.TCPConnector(
         limit=0,  # --concurrency and --rate alone say how many are in flight
-        ssl=_trust(connection.ca_certificate) if encrypted else True,
+        ssl=trusted(connection.ca_certificate) if encrypted else True,
         socket_factory=_kept_alive(connection.keepalive_s),
     )
     # No cookies: every request is to be like the first one. Compression only costs time in what is measured.
@@ -110,23 +111,6 @@ def _proxy(url: str) -> str | None:
     """
     parts = urlsplit(url)
     return None if proxy_bypass(parts.netloc) else getproxies().get(parts.scheme)
-
-
-def _trust(ca_certificate: str | None) -> Any:
-    """An SSLContext that trusts the authorities of a PEM file, or the system's. Raises OptionsError."""
-    import ssl
-
-    try:
-        return ssl.create_default_context(cafile=ca_certificate)
-    except FileNotFoundError as error:
-        raise NotFoundError(
-            f"--ca-certificate: expected a PEM file of certificates, found nothing at {ca_certificate}"
-        ) from error
-    except (OSError, ssl.SSLError) as error:
-        raise OptionsError(
-            f"--ca-certificate: expected a PEM file of certificates, cannot read {ca_certificate} as one "
-            f"({error.strerror or error})"
-        ) from error
 
 
 def _kept_alive(seconds: float | None) -> Any:
@@ -260,6 +244,12 @@ def field(answer: Any, path: str, kind: type | tuple[type, ...]) -> Any:
 def count(value: Any) -> int | None:
     """A number of tokens, where it is one."""
     return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else None
+
+
+def stated_count(answer: Any, section: str, name: str) -> int | None:
+    """A count of tokens, which a server may leave out."""
+    found = answer.get(section) if isinstance(answer, dict) else None
+    return count(found.get(name)) if isinstance(found, dict) else None
 
 
 def raise_error_event(event: Any) -> None:

@@ -19,6 +19,7 @@ from evaluator.protocols.base import Answer, Connection, RequestError, ServedMod
 from evaluator.tokenizers import Prompt
 
 DONE = b"[DONE]"
+TOKENS = ("usage", "completion_tokens")  # of an answer, where the server says so
 
 
 class OpenAI:
@@ -50,7 +51,7 @@ class OpenAI:
         if self._connection.stream:
             return await self._stream(request)
         answer = await self._client.post(self._url, request)
-        return Answer(text=http.field(answer, "choices.0.text", str), tokens=_tokens(answer))
+        return Answer(text=http.field(answer, "choices.0.text", str), tokens=http.stated_count(answer, *TOKENS))
 
     async def _stream(self, request: bytes) -> Answer:
         texts: list[str] = []
@@ -63,20 +64,13 @@ class OpenAI:
                 event = http.parsed(data)
                 http.raise_error_event(event)
                 # The event with the usage has no choices; some servers repeat the usage so far in all others.
-                tokens = _tokens(event) or tokens
+                tokens = http.stated_count(event, *TOKENS) or tokens
                 if http.field(event, "choices", list):
                     text = http.field(event, "choices.0.text", str)
                     if text:
                         arrivals.append(time.perf_counter())
                         texts.append(text)
         raise RequestError(http.MALFORMED, "expected data: [DONE] at the end of the stream, found none")
-
-
-def _tokens(answer: object) -> int | None:
-    """usage.completion_tokens, which a server may leave out."""
-    if not isinstance(answer, dict) or not isinstance(answer.get("usage"), dict):
-        return None
-    return http.count(answer["usage"].get("completion_tokens"))
 
 
 @asynccontextmanager

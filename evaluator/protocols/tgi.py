@@ -18,6 +18,8 @@ from evaluator.protocols import http, sse
 from evaluator.protocols.base import Answer, Connection, RequestError, ServedModel
 from evaluator.tokenizers import Prompt
 
+TOKENS = ("details", "generated_tokens")  # of an answer, where the server says so
+
 
 class Tgi:
     """The Endpoint of the one model there is."""
@@ -42,7 +44,7 @@ class Tgi:
         if self._connection.stream:
             return await self._stream(request)
         answer = await self._client.post(f"{self._url}/generate", request)
-        return Answer(text=http.field(answer, "generated_text", str), tokens=_tokens(answer))
+        return Answer(text=http.field(answer, "generated_text", str), tokens=http.stated_count(answer, *TOKENS))
 
     async def _stream(self, request: bytes) -> Answer:
         arrivals: list[float] = []
@@ -55,15 +57,8 @@ class Tgi:
                     arrivals.append(time.perf_counter())
                 if event.get("generated_text") is not None:
                     text = http.field(event, "generated_text", str)
-                    return Answer(text=text, tokens=_tokens(event), arrivals=tuple(arrivals))
+                    return Answer(text=text, tokens=http.stated_count(event, *TOKENS), arrivals=tuple(arrivals))
         raise RequestError(http.MALFORMED, "expected generated_text in the last event of the stream, found none")
-
-
-def _tokens(answer: object) -> int | None:
-    """details.generated_tokens, which is there only where `details` was asked for."""
-    if not isinstance(answer, dict) or not isinstance(answer.get("details"), dict):
-        return None
-    return http.count(answer["details"].get("generated_tokens"))
 
 
 @asynccontextmanager

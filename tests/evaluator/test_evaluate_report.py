@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 from reported import compared, drawn, material
 
-from evaluator import distribution, report, sections, words
-from evaluator.evaluate import Evaluation, judgement
+from evaluator import distribution, judgement, report, sections, words
+from evaluator.errors import InconclusiveError, RegressedError
+from evaluator.evaluate import Evaluation
 from evaluator.html_report import Material
 
 SWEEP = {"loads": ["concurrency 8", "concurrency 1", "concurrency 32"], "slo": {"latency": 0.3, "ttft": 0.1}}
@@ -70,7 +71,9 @@ def test_a_verdict_that_is_clear_needs_no_more_rows(made: Material, verdict: str
         "metrics": metrics | {"rouge2": metrics["rouge2"] | {"rows_needed": 9}},
     }
     assert ("rows needed" in dict(sections.verdict(found))) == needed
-    assert ("rows would tell" in str(judgement(found))) == needed
+    with pytest.raises((RegressedError, InconclusiveError)) as raised:
+        judgement.require_quality(found)
+    assert ("rows would tell" in str(raised.value)) == needed
 
 
 def test_numbers_are_those_of_the_results(made: Material, monkeypatch: pytest.MonkeyPatch) -> None:
