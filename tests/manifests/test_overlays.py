@@ -37,10 +37,11 @@ def test_overlays_are_apart() -> None:
 
 
 def _used(kustomization: Path) -> set[Path]:
-    """The parts that a folder is put together from."""
+    """The parts that a folder is put together from, and theirs."""
     content = yaml.safe_load(kustomization.read_text())
     named = [*content.get("resources", []), *content.get("components", [])]
-    return {path for name in named if (path := (kustomization.parent / name).resolve()).is_dir()}
+    parts = {path for name in named if (path := (kustomization.parent / name).resolve()).is_dir()}
+    return parts.union(*(_used(part / "kustomization.yaml") for part in parts))
 
 
 def test_every_part_is_used_by_an_overlay() -> None:
