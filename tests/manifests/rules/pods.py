@@ -126,11 +126,18 @@ def pods_have_few_rights(built: Built) -> Iterator[str]:
 
 
 def shared_memory_is_memory(built: Built) -> Iterator[str]:
-    """/dev/shm has 64 MiB unless a volume says otherwise, and a volume on the disk is slow without a word."""
+    """/dev/shm has 64 MiB unless a volume says otherwise, and a volume on the disk is slow without a word.
+
+    With hostIPC it is the node's, where MPS's daemon is: a volume would hide it.
+    """
     for pod, container in each(built):
         shm = [mount["name"] for mount in container.get("volumeMounts", []) if mount["mountPath"] == "/dev/shm"]
         volumes = {volume["name"]: volume.get("emptyDir", {}) for volume in pod.spec.get("volumes", [])}
         asks = container.get("resources", {}).get("limits", {}).get(GPU)
+        if pod.spec.get("hostIPC"):
+            if shm:
+                yield f"{pod.where(container)} expected the node's /dev/shm beside hostIPC, found a volume"
+            continue
         if asks and not shm:
             yield f"{pod.where(container)} expected a volume at /dev/shm beside GPUs, found none"
         for volume in shm:
