@@ -19,7 +19,7 @@ NAMED = {
 }
 # What Triton tells of itself (server/docs/user_guide/metrics.md), as far as anything here asks for it
 TRITON_METRICS = {
-    "nv_inference_pending_request_count",
+    "nv_inference_queue_duration_us",
     "nv_inference_count",
     "nv_inference_exec_count",
     "nv_gpu_memory_used_bytes",
