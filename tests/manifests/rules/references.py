@@ -25,7 +25,7 @@ TRITON_METRICS = {
     "nv_gpu_memory_used_bytes",
     "nv_gpu_memory_total_bytes",
 }
-STAGES = ("config", "load", "convert", "build", "server", "evaluate")
+STAGES = ("config", "load", "convert", "build", "server", "evaluate", "publish")
 PROMETHEUS = re.compile(r"prometheus\.googleapis\.com\|(\w+)\|(gauge|counter)")
 
 
