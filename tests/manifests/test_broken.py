@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from manifests import built as builds
-from manifests.broken import BROKEN, UL2, Break, overlay
+from manifests.broken import BROKEN
+from manifests.broken.words import UL2, Break, overlay
 from manifests.built import Built
 from manifests.rules import RULES, references, schemas, secrets
 

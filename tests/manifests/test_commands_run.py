@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from conftest import ROOT, ftconvert
 
-from manifests.broken import container, overlay, values
+from manifests.broken.words import container, overlay, values
 from manifests.built import Built, Object, expand
 
 EXAMPLE = ROOT / "examples" / "ul2-tiny"
