@@ -102,6 +102,10 @@ class Pod:
         return self.metadata.get("labels", {})
 
     @property
+    def stage(self) -> str | None:
+        return self.labels.get("app.kubernetes.io/component")
+
+    @property
     def containers(self) -> list[Object]:
         return [*self.spec.get("initContainers", []), *self.spec["containers"]]
 
@@ -132,6 +136,12 @@ class Built:
     @property
     def namespace(self) -> str:
         return next((x["metadata"]["namespace"] for x in self.objects if "namespace" in x["metadata"]), "default")
+
+    @property
+    def namespace_labels(self) -> Mapping[str, str]:
+        """Of the overlay's namespace, which it brings itself or finds in the cluster."""
+        spaces = [found["metadata"] for found in (*self.objects, *self.cluster) if found["kind"] == "Namespace"]
+        return next((space.get("labels", {}) for space in spaces if space["name"] == self.namespace), {})
 
     @property
     def pods(self) -> list[Pod]:

@@ -1,13 +1,16 @@
 """Every rule, broken: a table for each theme of rules/."""
 
-from manifests.broken import commands, jobs, mesh, pods, references, schemas, secrets
+from manifests.broken import commands, gpus, jobs, mesh, pods, references, rights, rollouts, schemas, secrets
 
 BROKEN = [
     *commands.BROKEN,
+    *gpus.BROKEN,
     *jobs.BROKEN,
     *mesh.BROKEN,
     *pods.BROKEN,
     *references.BROKEN,
+    *rights.BROKEN,
+    *rollouts.BROKEN,
     *schemas.BROKEN,
     *secrets.BROKEN,
 ]

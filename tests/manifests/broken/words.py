@@ -15,6 +15,8 @@ Broken = tuple[Callable[[Built], Any], str, Break, str]  # rule, overlay, what i
 UL2 = "ul2-20b-1xa100"
 VLLM = "gemma-2-9b-lora"
 RAY = "vicuna-13b"
+INSTANCE = "app.kubernetes.io/instance"
+STAGE = "app.kubernetes.io/component"
 
 
 @cache

@@ -1,10 +1,13 @@
 """One theme per file, one function per rule: what is built -> findings."""
 
-from manifests.rules import commands, jobs, mesh, pods, references, schemas, secrets
+from manifests.rules import commands, gpus, jobs, mesh, pods, references, rights, rollouts, schemas, secrets
 
 RULES = (
     *schemas.RULES,
     *pods.RULES,
+    *rights.RULES,
+    *gpus.RULES,
+    *rollouts.RULES,
     *references.RULES,
     *mesh.RULES,
     *jobs.RULES,
