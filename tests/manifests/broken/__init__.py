@@ -1,6 +1,6 @@
 """Every rule, broken: a table for each theme of rules/."""
 
-from manifests.broken import commands, gpus, jobs, mesh, pods, references, rights, rollouts, schemas, secrets
+from manifests.broken import commands, gpus, jobs, mesh, pods, references, rights, rollouts, schemas, secrets, services
 
 BROKEN = [
     *commands.BROKEN,
@@ -13,4 +13,5 @@ BROKEN = [
     *rollouts.BROKEN,
     *schemas.BROKEN,
     *secrets.BROKEN,
+    *services.BROKEN,
 ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from manifests.broken.words import RAY, UL2, VLLM, Broken, container, environment, ray, template, values
+from manifests.broken.words import RAY, UL2, VLLM, Broken, ray, template, values
 from manifests.rules import references
 
 BROKEN: list[Broken] = [
@@ -71,26 +71,6 @@ BROKEN: list[Broken] = [
         lambda b: b.one("VirtualService")["spec"].update(gateways=["server"]),
         "expected Gateway/server,",
     ),
-    (
-        references.named_objects,
-        UL2,
-        lambda b: b.one("HorizontalPodAutoscaler")["spec"]["scaleTargetRef"].update(name="triton"),
-        "Deployment/triton",
-    ),
-    (
-        references.endpoints,
-        UL2,
-        lambda b: environment(container(b, "Job", "evaluate"), "SERVER").update(value="server"),
-        "found server:8001",
-    ),
-    (
-        references.endpoints,
-        RAY,
-        lambda b: environment(container(b, "Job", "evaluate"), "ENDPOINT").update(
-            value="http://$(SERVER)-head-svc:8000"
-        ),
-        "head-svc",
-    ),
     (references.metrics, UL2, lambda b: b.objects.remove(b.one("Rules")), "triton_batch_size"),
     (references.metrics, UL2, lambda b: b.objects.remove(b.one("PodMonitoring")), "monitoring-gmp"),
     (
@@ -134,5 +114,23 @@ BROKEN: list[Broken] = [
         UL2,
         lambda b: b.one("Service")["metadata"]["labels"].pop("app.kubernetes.io/component"),
         "Service/server",
+    ),
+    (
+        references.subsets_exist,
+        UL2,
+        lambda b: b.one("VirtualService")["spec"]["http"][0]["route"][0]["destination"].update(subset="next"),
+        "'subset': 'next'",
+    ),
+    (
+        references.namespace_is_the_overlays,
+        UL2,
+        lambda b: values(b).update(NAMESPACE="default"),
+        "expected NAMESPACE=models",
+    ),
+    (
+        references.volumes,
+        UL2,
+        lambda b: template(b)["spec"]["volumes"].append({"name": "s", "secret": {"secretName": "s"}}),
+        "no Secret as a volume",
     ),
 ]

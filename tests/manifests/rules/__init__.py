@@ -1,6 +1,6 @@
 """One theme per file, one function per rule: what is built -> findings."""
 
-from manifests.rules import commands, gpus, jobs, mesh, pods, references, rights, rollouts, schemas, secrets
+from manifests.rules import commands, gpus, jobs, mesh, pods, references, rights, rollouts, schemas, secrets, services
 
 RULES = (
     *schemas.RULES,
@@ -9,6 +9,7 @@ RULES = (
     *gpus.RULES,
     *rollouts.RULES,
     *references.RULES,
+    *services.RULES,
     *mesh.RULES,
     *jobs.RULES,
     *commands.RULES,

@@ -12,7 +12,6 @@ from manifests.rules.pods import each
 NAMED = {
     "VirtualService": {"gateways": "Gateway", "http.route.destination.host": "Service"},
     "DestinationRule": {"host": "Service"},
-    "HorizontalPodAutoscaler": {"scaleTargetRef.name": "Deployment"},
     "LocalQueue": {"clusterQueue": "ClusterQueue"},
     "ClusterQueue": {"resourceGroups.flavors.name": "ResourceFlavor"},
     "RoleBinding": {},
@@ -112,21 +111,6 @@ def named_objects(built: Built) -> Iterator[str]:
                     yield from _missing(built, f"{name(found)}: {path}:", other, named)
 
 
-def endpoints(built: Built) -> Iterator[str]:
-    """What is evaluated is a port of a Service that is here, or of the one that KubeRay makes."""
-    ports = {
-        found["metadata"]["name"]: {port["port"] for port in found["spec"]["ports"]} for found in built.of("Service")
-    }
-    ports |= {f"{found['metadata']['name']}-serve-svc": {8000} for found in built.of("RayService")}
-    for pod, container in each(built):
-        endpoint = built.values(container).get("ENDPOINT")
-        if endpoint is None:
-            continue
-        found = re.fullmatch(r"(?:https?://)?([\w-]+):(\d+)(/.*)?", endpoint)
-        if not found or int(found[2]) not in ports.get(found[1], ()):
-            yield f"{pod.where(container)} expected HOST:PORT of a Service ({ports}), found {endpoint}"
-
-
 def metrics(built: Built) -> Iterator[str]:
     """An autoscaler's metrics are scraped from Triton, or made of such by a rule; none of them by another name."""
     expressions = {
@@ -171,6 +155,28 @@ def _selectors(built: Built) -> Iterator[tuple[Object, dict[str, str]]]:
             yield found, (selector or {}).get("matchLabels", {})
 
 
+def subsets_exist(built: Built) -> Iterator[str]:
+    """A route to a subset that no DestinationRule has is answered with 503."""
+    known = {
+        (rule["spec"]["host"], subset["name"])
+        for rule in built.of("DestinationRule")
+        for subset in rule["spec"].get("subsets", [])
+    }
+    for service in built.of("VirtualService"):
+        routes = (route for kind in ("http", "tcp", "tls") for route in service["spec"].get(kind, []))
+        for there in (target["destination"] for route in routes for target in route.get("route", [])):
+            if "subset" in there and (there["host"], there["subset"]) not in known:
+                yield f"{name(service)}: expected a subset of a DestinationRule ({sorted(known)}), found {there}"
+
+
+def namespace_is_the_overlays(built: Built) -> Iterator[str]:
+    """kustomize cannot replace by `namespace:` of kustomization.yaml, so policies have it from configs.env."""
+    for found in built.of("ConfigMap"):
+        told = found.get("data", {}).get("NAMESPACE", built.namespace)
+        if told != built.namespace:
+            yield f"{name(found)}: expected NAMESPACE={built.namespace}, the overlay's, found {told}"
+
+
 def selectors_match(built: Built) -> Iterator[str]:
     """Services, budgets, monitors, policies select pods that are here, with the ports that they name; subsets, too."""
     for found, labels in _selectors(built):
@@ -210,8 +216,9 @@ RULES = (
     volumes,
     cluster_objects,
     named_objects,
-    endpoints,
+    namespace_is_the_overlays,
     metrics,
     everything_has_a_stage,
     selectors_match,
+    subsets_exist,
 )
