@@ -1,8 +1,22 @@
 """Every rule, broken: a table for each theme of rules/."""
 
-from manifests.broken import commands, gpus, jobs, mesh, pods, references, rights, rollouts, schemas, secrets, services
+from manifests.broken import (
+    access,
+    commands,
+    gpus,
+    jobs,
+    mesh,
+    pods,
+    references,
+    rights,
+    rollouts,
+    schemas,
+    secrets,
+    services,
+)
 
 BROKEN = [
+    *access.BROKEN,
     *commands.BROKEN,
     *gpus.BROKEN,
     *jobs.BROKEN,

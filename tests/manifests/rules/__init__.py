@@ -1,6 +1,19 @@
 """One theme per file, one function per rule: what is built -> findings."""
 
-from manifests.rules import commands, gpus, jobs, mesh, pods, references, rights, rollouts, schemas, secrets, services
+from manifests.rules import (
+    access,
+    commands,
+    gpus,
+    jobs,
+    mesh,
+    pods,
+    references,
+    rights,
+    rollouts,
+    schemas,
+    secrets,
+    services,
+)
 
 RULES = (
     *schemas.RULES,
@@ -11,6 +24,7 @@ RULES = (
     *references.RULES,
     *services.RULES,
     *mesh.RULES,
+    *access.RULES,
     *jobs.RULES,
     *commands.RULES,
     *secrets.RULES,
