@@ -29,4 +29,16 @@ BROKEN: list[Broken] = [
         "--max-length",
     ),
     (commands.commands_exist, "t5-small-dev", lambda b: swap(container(b)["args"], "--mode", "--modus"), "--modus"),
+    (
+        commands.commands_exist,
+        "llama-2-70b",
+        lambda b: swap(container(b)["args"], "--num-shard", "--shards"),
+        "--shards",
+    ),
+    (
+        commands.commands_exist,
+        "torchserve",
+        lambda b: swap(container(b)["args"], "--ts-config", "--config-file"),
+        "--config-file",
+    ),
 ]

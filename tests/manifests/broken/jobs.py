@@ -2,8 +2,16 @@
 
 from __future__ import annotations
 
-from manifests.broken.words import UL2, Broken, exit_codes, template, values
+from manifests.broken.words import STAGE, UL2, Broken, exit_codes, template, values
+from manifests.built import Built
 from manifests.rules import jobs
+
+
+def first(built: Built, action: str, codes: list[int], operator: str = "In", **more: str) -> None:
+    """A rule before all others."""
+    rule = {"action": action, "onExitCodes": {"operator": operator, "values": codes, **more}}
+    built.one("Job", "convert")["spec"]["podFailurePolicy"]["rules"].insert(0, rule)
+
 
 BROKEN: list[Broken] = [
     (
@@ -25,7 +33,7 @@ BROKEN: list[Broken] = [
         "container evaluate",
     ),
     (
-        jobs.failures_are_as_the_contract_says,
+        jobs.disruptions_are_no_failures,
         UL2,
         lambda b: b.one("Job", "convert")["spec"]["podFailurePolicy"]["rules"].pop(),
         "DisruptionTarget",
@@ -48,4 +56,22 @@ BROKEN: list[Broken] = [
     ),
     (jobs.shards_are_completions, UL2, lambda b: b.objects.remove(b.one("Job", "finalize")), "components/finalize"),
     (jobs.engines_are_where_they_are_built, "trtllm", lambda b: values(b).update(TENSOR_PARALLEL="2"), "model-tp2-pp1"),
+    (jobs.failures_are_as_the_contract_says, UL2, lambda b: first(b, "Count", [65]), "65: 'Count'"),
+    (jobs.failures_are_as_the_contract_says, UL2, lambda b: first(b, "Ignore", [0, 1], "NotIn"), "2: 'Ignore'"),
+    (jobs.failures_are_as_the_contract_says, UL2, lambda b: first(b, "FailJob", [74]), "74: 'FailJob'"),
+    (
+        jobs.sources_are_there,
+        "dolly-v2-3b",
+        lambda b: b.one("Job", "load")["metadata"]["labels"].update({STAGE: "convert"}),
+        "later stage than that of Job/load",
+    ),
+    (
+        jobs.sources_are_there,
+        "dolly-v2-3b",
+        lambda b: (
+            b.one("Job", "load")["metadata"]["labels"].update({STAGE: "convert"}),
+            values(b).update(WEIGHTS="hub"),
+        ),
+        "later stage than that of Job/load",
+    ),
 ]

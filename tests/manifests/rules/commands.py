@@ -16,6 +16,22 @@ from manifests.rules.pods import GIVEN, each
 
 # Of `vllm serve`, beside the engine's arguments, which model_repository/backends/vllm/engine_args.py lists
 VLLM_SERVER = {"host", "port", "served_model_name", "lora_modules"}
+# text-generation-inference v3.3.6, docs/source/reference/launcher.md: all that text-generation-launcher has
+TGI = """
+    api-key cors-allow-origin cuda-graphs cuda-memory-fraction disable-custom-kernels disable-grammar-support dtype
+    enable-prefill-logprobs env hostname huggingface-hub-cache json-output kv-cache-dtype lora-adapters master-addr
+    master-port max-batch-prefill-tokens max-batch-size max-batch-total-tokens max-best-of max-client-batch-size
+    max-concurrent-requests max-input-length max-input-tokens max-stop-sequences max-top-n-tokens max-total-tokens
+    max-waiting-tokens model-id ngrok ngrok-authtoken ngrok-edge num-shard otlp-endpoint otlp-service-name payload-limit
+    port quantize revision rope-factor rope-scaling shard-uds-path sharded speculate tokenizer-config-path
+    trust-remote-code usage-stats validation-workers waiting-served-ratio watermark-delta watermark-gamma
+    weights-cache-override
+"""
+# pytorch/serve v0.12.0, ts/arg_parser.py: all that torchserve has
+TORCHSERVE = """
+    cpp-log-config disable-token-auth dt enable-model-api foreground log-config model-store models ncs
+    no-config-snapshots plugins-path ppath start stop ts-config version workflow-store
+"""
 
 
 def parse(group: click.Group, words: list[str]) -> str | None:
@@ -79,11 +95,21 @@ def _vllm(words: list[str]) -> str | None:
     return _looked_up(words[1:], {f"--{key.replace('_', '-')}" for key in {*KEYS.split(), *VLLM_SERVER}})
 
 
+def _tgi(words: list[str]) -> str | None:
+    return _looked_up(words, {f"--{option}" for option in TGI.split()})
+
+
+def _torchserve(words: list[str]) -> str | None:
+    return _looked_up(words, {f"--{option}" for option in TORCHSERVE.split()})
+
+
 PROGRAMS: dict[str, Callable[[list[str]], str | None]] = {
     "ftconvert": _ftconvert,
     "evaluate": _evaluate,
     "tritonserver": _tritonserver,
     "vllm": _vllm,
+    "text-generation-launcher": _tgi,
+    "torchserve": _torchserve,
 }
 
 

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import posixpath
+import re
 from collections.abc import Iterator
 
 from manifests.built import Built, Object, Pod, expand, name
+from manifests.rules.commands import words
 from manifests.rules.pods import GIVEN
+from manifests.rules.references import STAGES, at
 
 # Exit codes that no retry mends (README, "Exit codes"): wrong usage, source, missing, occupied, options. A verdict, or
 # too many failed requests, are results of `evaluate`.
@@ -20,27 +23,35 @@ def _program(container: Object) -> str:
     return container.get("command", [""])[0]
 
 
+def _action(job: Object, container: str, code: int) -> str:
+    """What becomes of an exit code: the first rule that matches decides (batch/v1, PodFailurePolicy: "in order")."""
+    for rule in job["spec"].get("podFailurePolicy", {}).get("rules", []):
+        codes = rule.get("onExitCodes")
+        about = codes and codes.get("containerName", container) == container
+        if about and (code in codes["values"]) == (codes["operator"] == "In"):
+            return rule["action"]
+    return "Count"
+
+
 def failures_are_as_the_contract_says(built: Built) -> Iterator[str]:
-    """For each container of ours: its codes end the Job, and a node that goes away is no failure."""
+    """For each container of ours: its codes end the Job, others count."""
     for job in built.of("Job"):
-        rules = job["spec"].get("podFailurePolicy", {}).get("rules", [])
-        told = {
-            rule["onExitCodes"].get("containerName"): (
-                rule["action"],
-                rule["onExitCodes"]["operator"],
-                *rule["onExitCodes"]["values"],
-            )
-            for rule in rules
-            if "onExitCodes" in rule
-        }
         for container in Pod(job, job["spec"]["template"]).containers:
             if codes := NEVER.get(_program(container)):
-                expected = ("FailJob", "In", *codes)
-                if told.get(container["name"]) != expected:
-                    yield f"{name(job)}: expected {expected} for container {container['name']}, found {told}"
-        ignored = [c["type"] for rule in rules if rule["action"] == "Ignore" for c in rule.get("onPodConditions", [])]
-        if "DisruptionTarget" not in ignored:
-            yield f"{name(job)}: expected DisruptionTarget to be ignored (Spot, drained nodes), found {ignored}"
+                actions = {code: _action(job, container["name"], code) for code in range(1, 256)}
+                wrong = {x: found for x, found in actions.items() if found != ("FailJob" if x in codes else "Count")}
+                if wrong:
+                    told = f"FailJob at {codes} alone for container {container['name']}"
+                    yield f"{name(job)}: expected {told}, found {dict(list(wrong.items())[:9])}"
+
+
+def disruptions_are_no_failures(built: Built) -> Iterator[str]:
+    """A node that goes away (Spot, drained) uses up no retry."""
+    for job in built.of("Job"):
+        rules = job["spec"].get("podFailurePolicy", {}).get("rules", [])
+        found = [rule["action"] for rule in rules if "DisruptionTarget" in at(rule, "onPodConditions.type")]
+        if found[:1] != ["Ignore"]:
+            yield f"{name(job)}: expected DisruptionTarget to be ignored, found {found}"
 
 
 def limits(built: Built) -> Iterator[str]:
@@ -88,4 +99,31 @@ def engines_are_where_they_are_built(built: Built) -> Iterator[str]:
             yield f"{pod.where()} expected ENGINE={expected} in configs.env, found {values.get('ENGINE')}"
 
 
-RULES = (engines_are_where_they_are_built, failures_are_as_the_contract_says, limits, shards_are_completions)
+def _stage(job: Object) -> int:
+    stage = job["metadata"].get("labels", {}).get("app.kubernetes.io/component")
+    return STAGES.index(stage) if stage in STAGES else 0
+
+
+def sources_are_there(built: Built) -> Iterator[str]:
+    """Jobs of one stage run at the same time: what one writes is a source for later stages alone."""
+    found = [
+        (job, given[-2], given[-1])
+        for job in built.of("Job")
+        for container in Pod(job, job["spec"]["template"]).containers
+        if re.match(r"ftconvert \w+-to-\w+ ", " ".join(given := words(built, container)))
+    ]
+    for reader, source, _ in found:
+        for writer, _, destination in found:
+            inside = f"{source}/".startswith(f"{destination.rstrip('/')}/")
+            if inside and _stage(writer) >= _stage(reader):
+                yield f"{name(reader)}: expected a later stage than that of {name(writer)}, which writes {source}"
+
+
+RULES = (
+    disruptions_are_no_failures,
+    engines_are_where_they_are_built,
+    failures_are_as_the_contract_says,
+    limits,
+    shards_are_completions,
+    sources_are_there,
+)
