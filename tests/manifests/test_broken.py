@@ -49,8 +49,14 @@ def test_a_warning_is_an_error(tmp_path: Path) -> None:
 
 
 def test_a_key_in_a_file_is_found(tmp_path: Path) -> None:
-    (tmp_path / "a.yaml").write_text("a: b\nc: hf_" + "x" * 34 + "\n")
-    assert list(secrets.in_files(tmp_path)) == ["a.yaml:2: expected nothing secret, found what looks like a key"]
+    """Where git would see it, and not where a test calls it one."""
+    for folder in ("docs", "models"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "a.md").write_text("a: b\nc: hf_" + "x" * 34 + "\n")
+    (tmp_path / "test.py").write_text("'hf_" + "secret" * 5 + "'\n'postgres://" + "u:pw@db'\n")
+    (tmp_path / "binary").write_bytes(b"\0hf_" + b"x" * 34)
+    told = "expected nothing secret, found what looks like a key"
+    assert list(secrets.in_files(tmp_path)) == [f"test.py:2: {told}", f"docs/a.md:2: {told}"]
 
 
 def test_a_rule_of_cel_is_run() -> None:

@@ -27,7 +27,8 @@ def test_nothing_is_found(built: builds.Built) -> None:
 def test_what_the_administrator_applies_is_valid() -> None:
     cluster = builds.Built("cluster", builds.cluster())
     assert len(cluster.objects) > 10
-    assert [*schemas.objects_are_valid(cluster), *references.named_objects(cluster)] == []
+    rules = (*schemas.RULES, references.named_objects)
+    assert [told for rule in rules for told in rule(cluster)] == []
 
 
 def test_overlays_are_apart() -> None:
@@ -64,8 +65,8 @@ def test_every_schema_is_used_and_described() -> None:
     assert [name for name in there if name not in readme] == []
 
 
-def test_no_secret_is_in_the_tree() -> None:
-    assert list(secrets.in_files(builds.TREE)) == []
+def test_no_secret_is_in_git() -> None:
+    assert list(secrets.in_files(builds.ROOT)) == []
 
 
 def test_every_key_of_an_overlay_is_named_by_one_of_its_parts() -> None:
