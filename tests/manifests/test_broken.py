@@ -8,8 +8,10 @@ from typing import Any
 
 import pytest
 
+from manifests import __main__ as lint
 from manifests import built as builds
 from manifests.broken import BROKEN
+from manifests.broken.right import RIGHT
 from manifests.broken.words import UL2, Break, overlay
 from manifests.built import Built
 from manifests.rules import RULES, references, schemas, secrets
@@ -23,6 +25,13 @@ def test_what_is_broken_is_found(rule: Callable[[Built], Any], name: str, broken
     assert not [found for found in rule(built) if told in found]
     broken(built)
     assert [found for found in rule(built) if told in found], list(rule(built))
+
+
+@pytest.mark.parametrize(("rule", "change"), RIGHT)
+def test_what_is_right_is_not_found(rule: Callable[[Built], Any], change: Break) -> None:
+    built = overlay(UL2).copy()
+    change(built)
+    assert list(rule(built)) == []
 
 
 def test_every_rule_is_broken_once() -> None:
@@ -59,6 +68,17 @@ def test_a_key_in_a_file_is_found(tmp_path: Path) -> None:
     assert list(secrets.in_files(tmp_path)) == [f"test.py:2: {told}", f"docs/a.md:2: {told}"]
 
 
+def test_without_cel_everything_else_is_checked(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As on Python 3.10, where no wheel of it is: a line says so, and is no finding."""
+    monkeypatch.setattr(schemas, "cel", None)
+    monkeypatch.setattr("sys.argv", ["lint", str(builds.TREE / "overlays" / "t5-small-dev")])
+    assert lint.main() == 0
+    assert "not checked: CEL rules" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(not schemas.cel, reason="CEL needs Python 3.11")
 def test_a_rule_of_cel_is_run() -> None:
     """On what its part of the schema is about, through lists, maps and references; rules on changes are left out."""
     schema = {
