@@ -16,7 +16,7 @@ from manifests.rules.pods import GIVEN, each
 
 # Of `vllm serve`, beside the engine's arguments, which model_repository/backends/vllm/engine_args.py lists
 VLLM_SERVER = {"host", "port", "served_model_name", "lora_modules"}
-# text-generation-inference v3.3.6, docs/source/reference/launcher.md: all that text-generation-launcher has
+# huggingface/text-generation-inference at 032fc4c, docs/source/reference/launcher.md: all of text-generation-launcher
 TGI = """
     api-key cors-allow-origin cuda-graphs cuda-memory-fraction disable-custom-kernels disable-grammar-support dtype
     enable-prefill-logprobs env hostname huggingface-hub-cache json-output kv-cache-dtype lora-adapters master-addr
@@ -27,7 +27,7 @@ TGI = """
     trust-remote-code usage-stats validation-workers waiting-served-ratio watermark-delta watermark-gamma
     weights-cache-override
 """
-# pytorch/serve v0.12.0, ts/arg_parser.py: all that torchserve has
+# pytorch/serve v0.12.0, ts/arg_parser.py: all of torchserve
 TORCHSERVE = """
     cpp-log-config disable-token-auth dt enable-model-api foreground log-config model-store models ncs
     no-config-snapshots plugins-path ppath start stop ts-config version workflow-store
