@@ -44,6 +44,25 @@ class Companions:
 
 
 @dataclass(frozen=True)
+class Watched:
+    """Files of a source, and what they were when it was opened."""
+
+    storage: Storage
+    prefixes: tuple[str, ...]  # of their names
+    stamp: str
+
+    @classmethod
+    def of(cls, storage: Storage, *prefixes: str) -> Watched:
+        """What they are now."""
+        return cls(storage, prefixes, storage.stamp(prefixes))
+
+    @property
+    def changed(self) -> bool:
+        """Whether one of them was written again since."""
+        return self.storage.stamp(self.prefixes) != self.stamp
+
+
+@dataclass(frozen=True)
 class Checkpoint:
     """An opened checkpoint. Nothing of its tensors has been read.
 
@@ -54,6 +73,7 @@ class Checkpoint:
         derived: stored name -> what it repeats.
         assumed: config keys that the source does not state.
         stamp: changes when a file of the source is written again, even with the same size; other on every machine.
+        watched: the files that the stamp is of; none where nobody writes them again.
         notes: what a user should know about how it was opened, e.g. an unfinished step that was passed over.
         companions: files that a Hugging Face model takes along.
         adapters: folders of adapters that lie beside the weights and are not merged.
@@ -69,6 +89,7 @@ class Checkpoint:
     derived: Mapping[str, Repeat] = field(default_factory=dict)
     assumed: tuple[str, ...] = ()
     stamp: str = ""
+    watched: tuple[Watched, ...] = ()
     notes: tuple[str, ...] = ()
     companions: tuple[Companions, ...] = ()
     adapters: tuple[str, ...] = ()

@@ -65,6 +65,8 @@ TOKENIZER_HELP = {
     "ft": "to speak text with: adds DESTINATION/<name>_text, an ensemble that takes and gives text.",
 }
 
+STALE = "(A source that was written again since, with the same names and sizes, is not seen: remove the model first.)"
+
 Option = Callable[[Callable[..., None]], Callable[..., None]]
 
 
@@ -198,7 +200,7 @@ for _pair in PAIRS:
 
 
 def _convert(pair: tuple[str, str], dry_run: bool, quiet: bool, as_json: bool, options: dict[str, Any]) -> None:
-    from converter.convert import Request, convert, finished, prepare
+    from converter.convert import Request, convert, prepare
     from converter.parts import Shard
 
     given = {key: value for key, value in options.items() if value is not None}
@@ -208,14 +210,12 @@ def _convert(pair: tuple[str, str], dry_run: bool, quiet: bool, as_json: bool, o
     conversion = prepare(Request(pair=pair, **given))
     for note in conversion.notes:
         click.echo(f"ftconvert: note: {note}", err=True)
-    report = finished(conversion) if "shard" in given and not dry_run else None
-    if report is None:
-        finish = _finishing(conversion.request, conversion.manifest)
-        if dry_run:
-            _print_plan(conversion, as_json)
-            return
-        with progress_bar("converting", conversion.part.nbytes, quiet or as_json) as advance:
-            report = convert(conversion, finish, advance)
+    finish = _finishing(conversion.request, conversion.manifest)
+    if dry_run:
+        _print_plan(conversion, as_json)
+        return
+    with progress_bar("converting", conversion.part.nbytes, quiet or as_json) as advance:
+        report = convert(conversion, finish, advance)
     _print_report(report, time.monotonic() - started, quiet, as_json)
 
 
@@ -310,7 +310,7 @@ def _print_report(report: Report, seconds: float, quiet: bool, as_json: bool) ->
             f"{document['files']} files{resumed}, {document['bytes_written']:,} bytes in {seconds:.1f} s"
         )
         if report.finished:
-            click.echo("The conversion is finished; there is nothing left to do.")
+            click.echo(f"The conversion is finished; there is nothing left to do. {STALE}")
         elif part:
             request = conversion.request
             name = f" --name {request.name}" if where.version is not None else ""
@@ -340,7 +340,7 @@ def finalize(destination: str, name: str, as_json: bool) -> None:
         if as_json:
             click.echo(json.dumps({"destination": destination, "parts": 0}, indent=2))
         else:
-            click.echo(f"{destination}: finished before; there is nothing left to do")
+            click.echo(f"{destination}: finished before; there is nothing left to do. {STALE}")
         return
     files, where = done.manifest["files"], done.destination
     document = {

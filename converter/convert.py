@@ -15,8 +15,9 @@ from typing import Any, NamedTuple
 import crc32c
 import numpy as np
 
-from converter import engine, manifest, parts
+from converter import claims, engine, manifest
 from converter.checkpoint import Checkpoint, check_repeats
+from converter.claims import Claim
 from converter.errors import ChangedError, DestinationError, IncompleteError, OptionsError, SourceError, UsageError
 from converter.families.base import Variant
 from converter.formats import (
@@ -160,7 +161,7 @@ def prepare(request: Request) -> Conversion:
             "merge it, or move one of them away."
         )
     if request.lora:
-        opened = lora.merge(opened, adapter_folder(request.lora))
+        opened = lora.merge(opened, adapter_folder(request.lora), is_hub(request.lora))
     layout = request.layout or (REPOSITORY if target == "ft" else WEIGHTS)
     if layout == REPOSITORY and target != "ft":
         raise OptionsError(
@@ -314,25 +315,14 @@ def checked_name(name: str) -> str:
     return name
 
 
-def finished(conversion: Conversion) -> Report | None:
-    """For a part of a conversion that has been finished: there is nothing left to do. None for any other."""
-    written = parts.finished(conversion.destination, conversion.manifest, conversion.plan)
-    if written is None:
-        return None
-    files = {name: written["files"][name] for name in _names(conversion)}
-    return Report(conversion, {**conversion.manifest, "files": files}, len(files), finished=True)
-
-
-def _names(conversion: Conversion) -> list[str]:
-    return [file.path for file in (*conversion.part.files, *conversion.headers)]
-
-
 def convert(
     conversion: Conversion,
     finish: Callable[[Destination, bytes], None] = lambda destination, manifest: None,
     progress: engine.Progress = lambda nbytes: None,
 ) -> Report:
     """Carry out what `prepare` has checked; goes on from an earlier run of the same conversion.
+
+    A part may come when the conversion is finished, a run alone may not.
 
     Args:
         finish: called with the bytes of manifest.json when it has been written; adds config.pbtxt. Not for a part.
@@ -341,20 +331,23 @@ def convert(
     Raises:
         DestinationError: occupied or too small.
         SourceError: damaged source, or a value that the written type cannot hold.
-        IncompleteError: disk full or another I/O error; run again to go on.
+        IncompleteError: disk full or another I/O error, or a source that is written again; run again to go on.
     """
-    where = conversion.destination
+    where, request = conversion.destination, conversion.request
     check_repeats(conversion.repeats)
     journal = Journal(where, conversion.head, conversion.shard)
-    done = parts.claim(journal, conversion.plan, conversion.part.nbytes, conversion.request.overwrite)
-    resumed = len(done)
+    late = request.shard is not None and not request.overwrite
+    claim = claims.claim(journal, conversion.plan, conversion.part.nbytes, request.overwrite, late)
+    if claim.finished:
+        return _finished(conversion, claim)
+    done, resumed = claim.done, len(claim.done)
     progress(sum(file.size for file in done.values()))
     try:
         _write(conversion, journal, done, progress)
     except ChangedError as error:  # another process did the same meanwhile, and was faster
-        if report := finished(conversion):
-            return report
-        raise parts.gone(journal) from error
+        if ended := claims.overtaken(journal, conversion.plan, claims.listed(where)):
+            return _finished(conversion, ended)
+        raise claims.gone(journal) from error
     complete = {**conversion.manifest, "files": {name: vars(file) for name, file in done.items()}}
     if conversion.shard == WHOLE:
         data = manifest.encode(complete)
@@ -364,14 +357,28 @@ def convert(
     return Report(conversion, complete, resumed)
 
 
+def _finished(conversion: Conversion, claim: Claim) -> Report:
+    """Of a part, when the whole conversion is."""
+    paths = [file.path for file in (*conversion.part.files, *conversion.headers)]
+    files = {path: vars(claim.done[path]) for path in paths}
+    return Report(conversion, {**conversion.manifest, "files": files}, len(files), finished=True)
+
+
 def _write(conversion: Conversion, journal: Journal, done: dict[str, File], progress: engine.Progress) -> None:
     """Every file of the part that is not done; then all of them are in the journal, and in `done`.
 
     Raises:
         ChangedError: the journal has gone.
+        IncompleteError: the source was written again meanwhile. What was written is not listed any more.
     """
 
     def add(name: str, size: int, crc: str, data: bytes | None = None) -> None:
+        if len(done) + 1 == journal.head["files"] and any(watched.changed for watched in conversion.checkpoint.watched):
+            journal.begin_anew()
+            raise IncompleteError(
+                f"{conversion.request.source}: its files were written again while they were read, so what was made of "
+                "them does not count. Run the same command again: it begins anew."
+            )
         journal.add(name, size, crc, data)
         done[name] = File(size, crc)
 

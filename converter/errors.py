@@ -64,8 +64,12 @@ class OptionsError(FtconvertError):
     exit_code = 78
 
 
-class TerminatedError(FtconvertError):
-    """SIGTERM arrived (128 + 15). Ctrl-C stays Python's KeyboardInterrupt, exit code 130."""
+class TerminatedError(BaseException):
+    """SIGTERM arrived (128 + 15). Ctrl-C stays Python's KeyboardInterrupt, exit code 130.
+
+    Like that one it is no Exception: it may arrive anywhere, and no `except Exception` takes it for a fault of what it
+    guards.
+    """
 
     exit_code = 143
 

@@ -1,6 +1,6 @@
 """The last step of a conversion in parts: all of them are checked, then what makes a model of them is written.
 
-journals -> of one run? all there and complete? -> files there, sizes, checksums -> files that are all header
+where? -> journals -> of one run? all there and complete? -> files there, sizes, checksums -> files that are all header
 -> manifest.json -> finish -> the journals go
 
 It takes everything from the journals: the source is not needed, and no weight is read. Whatever it is killed at, the
@@ -14,10 +14,18 @@ from dataclasses import dataclass
 from typing import Any
 
 from converter import manifest
+from converter.claims import finished, listed, strangers, temporary, tidy
 from converter.convert import REPOSITORY, Request, checked_name
-from converter.errors import ChangedError, DestinationError, IncompleteError, SourceError, UsageError, report
+from converter.errors import (
+    ChangedError,
+    DestinationError,
+    IncompleteError,
+    SourceMissingError,
+    UsageError,
+    report,
+)
 from converter.manifest import CONFIG_PBTXT, MANIFEST, PARTS, Destination, File, Manifest
-from converter.parts import PART, TIMES, Part, Shard, differences, listed, parts_at, strangers, temporary
+from converter.parts import Part, Shard, differences, head_at, parts_at, patiently, shards_at
 from converter.storage import Storage, open_storage
 from converter.verify import damages, missing
 
@@ -41,17 +49,20 @@ def finalize(destination: str, name: str, finishing: Finishing) -> Finalized | N
         finishing: makes what is called with the bytes of manifest.json when it has been written; adds config.pbtxt.
 
     Raises:
-        UsageError: several conversions there, and no name.
+        UsageError: several conversions there, and no name; the name of another one; not a DESTINATION.
         IncompleteError: parts are missing or unfinished, or their files have gone; each is named.
-        DestinationError: parts of different runs, or files of something else.
+        DestinationError: parts of different runs, or files of something else; a bucket that is not there.
     """
-    for _ in range(TIMES):
-        try:
-            where = _unfinished(destination, checked_name(name) if name else "")
-            return _finalized(where, name, finishing) if where else None
-        except ChangedError:  # the same is being done by another process: look again
-            continue
-    raise IncompleteError(f"{destination}: the parts change all the time. Run the same command again.")
+    name = checked_name(name) if name else ""
+
+    def look() -> Finalized | None:
+        where = _unfinished(destination, name)
+        return _finalized(where, name, finishing) if where else None
+
+    return patiently(look)  # the same may be done by another process
+
+
+# -------------------------------------------------------------------------------------------------------------- where?
 
 
 def _unfinished(destination: str, name: str) -> Destination | None:
@@ -59,33 +70,90 @@ def _unfinished(destination: str, name: str) -> Destination | None:
 
     Raises:
         IncompleteError: neither.
-        UsageError: several.
+        UsageError: several, or what a conversion was never given as DESTINATION.
+        DestinationError: a bucket that is not there.
     """
     root = open_storage(destination)
-    places = [Destination(root, None)]
-    if root.is_folder():
-        for model in [name] if name else [one for one in root.folders() if not one.startswith(".")]:
-            versions = root.below(model).folders() if root.below(model).is_folder() else []
-            places += [Destination(root.below(model), int(one)) for one in versions if one.isdigit()]
-    begun = [place for place in places if any(PART.fullmatch(f"{PARTS}/{file}") for file in _journals(place))]
-    found = begun or [place for place in places if place.storage.is_file(MANIFEST)]
-    if len(found) > 1:
-        models = ", ".join(str(place.storage) for place in found)
-        raise UsageError(f"{destination}: holds several conversions: {models}. Name one with --name.")
-    if begun:
-        return begun[0]
-    if found:
-        found[0].storage.remove(PARTS)  # a folder that was emptied and not removed
-        return None
-    where = root.below(name) if name else root
+    try:
+        places = _places(root, name)
+        if begun := [place for place in places if _is_begun(place)]:
+            if len(begun) > 1:
+                models = ", ".join(str(place.storage) for place in begun)
+                raise UsageError(f"{destination}: holds several conversions: {models}. Name one with --name.")
+            return begun[0]
+        there = [place for place in places if place.storage.is_file(MANIFEST)]
+        # Without a name only bare weights can be meant: any other model may have been there before.
+        for place in there if name else [place for place in there if place.version is None]:
+            if _is_finished(place, name):
+                return None
+        _check_is_no_model(root)
+    except SourceMissingError as error:
+        raise DestinationError(str(error)) from error
+    others = ", ".join(dict.fromkeys(place.root.name for place in there))
     raise IncompleteError(
-        f"{where}: expected the parts of a conversion ({PARTS}/<I>-of-<N>.jsonl), found none. "
-        "Convert with --shard first."
+        f"{root.below(name) if name else root}: expected the parts of a conversion ({PARTS}/<I>-of-<N>.jsonl), found "
+        + (f"finished models alone: {others}. If one of them is meant, name it with --name." if others else "none.")
+        + " Convert with --shard first."
     )
 
 
-def _journals(where: Destination) -> dict[str, int]:
-    return where.storage.below(PARTS).files()
+def _places(root: Storage, name: str) -> list[Destination]:
+    """Where a conversion that was given this DESTINATION may write: bare weights, versions of models."""
+    places = [Destination(root, None)]
+    if root.is_folder():
+        for model in [name] if name else [one for one in root.folders() if not one.startswith(".")]:
+            places += _versions(root.below(model))
+    return places
+
+
+def _versions(model: Storage) -> list[Destination]:
+    names = model.folders() if model.is_folder() else []
+    return [Destination(model, int(one)) for one in names if one.isdigit()]
+
+
+def _is_begun(where: Destination) -> bool:
+    """Whether parts lie there. What is being published has a journal, too, which is of no conversion."""
+    found = {f"{where.prefix}{PARTS}/{name}": size for name, size in where.storage.below(PARTS).files().items()}
+    for shard in shards_at(where, found)[:1]:
+        head = head_at(where, shard, found[where.prefix + shard.journal])
+        return not head or "manifest" in head
+    return False
+
+
+def _is_finished(where: Destination, name: str) -> bool:
+    """Whether a finished conversion lies there; clears away what processes left that came late and were killed."""
+    found = listed(where)
+    if (written := finished(where, found)) is None:
+        return False
+    _check_named(where, written["options"], name)
+    tidy(where, found)
+    return True
+
+
+def _check_named(where: Destination, options: Mapping[str, Any], name: str) -> None:
+    """Raises UsageError where what lies there is not what the command line says."""
+    there = options.get("name", name)
+    if where.version is None and options.get("layout") == REPOSITORY:
+        model = where.root.parent()
+        repository = (model and model.parent()) or "DESTINATION"
+        raise UsageError(
+            f"{where.root}: a version of the model {there}; expected the repository that the conversion was given: "
+            f"ftconvert finalize {repository} --name {there}"
+        )
+    if name not in ("", there):
+        raise UsageError(f"{where.root}: expected the model {name} (--name), found {there}")
+
+
+def _check_is_no_model(root: Storage) -> None:
+    """Raises UsageError for the folder of a model, which is named by --name."""
+    if root.is_folder() and any(_is_begun(one) or one.storage.is_file(MANIFEST) for one in _versions(root)):
+        raise UsageError(
+            f"{root}: the folder of one model; expected the repository that it lies in: "
+            f"ftconvert finalize {root.parent()} --name {root.name}"
+        )
+
+
+# ---------------------------------------------------------------------------------------------------------------- what
 
 
 def _finalized(where: Destination, name: str, finishing: Finishing) -> Finalized | None:
@@ -94,19 +162,20 @@ def _finalized(where: Destination, name: str, finishing: Finishing) -> Finalized
     first, head = _one_run(where, there)
     skeleton: Manifest = head["manifest"]
     options = skeleton["options"]
-    if name not in ("", options["name"]):
-        raise UsageError(f"{where.root}: --name {name}: the parts there are of {options['name']}")
+    _check_named(where, options, name)
+    files = {file: entry for part in there.values() for file, entry in part.files.items()}
+    data = {file: text for part in there.values() for file, text in part.data.items()}
     if incomplete := _incomplete(first.of, there):
-        if not _is_finished(where, skeleton, found):
+        if finished(where, found, skeleton, files) is None:
             listing = "".join(f"\n  {line}" for line in incomplete)
             raise IncompleteError(
                 f"{where.storage}: expected {first.of} finished parts, {len(incomplete)} are not:{listing}\n"
                 "Run the conversion with --shard I/N for each of them, then this command again."
             )
-        where.storage.remove(PARTS)  # killed while it did that
+        for one in temporary(found):
+            where.root.discard(one)
+        where.storage.remove(PARTS)  # they go last: it was killed while it did that
         return None
-    files = {file: entry for part in there.values() for file, entry in part.files.items()}
-    data = {file: text for part in there.values() for file, text in part.data.items()}
     if others := strangers(where, files, found):
         raise DestinationError(
             f"{where.root}: found files that do not belong to this conversion: {', '.join(others[:5])}. Remove them."
@@ -122,7 +191,7 @@ def _finalized(where: Destination, name: str, finishing: Finishing) -> Finalized
     finish = finishing(request, skeleton)
     for one in temporary(found):
         where.root.discard(one)
-    _check_files(where.storage, there, {file: entry for file, entry in files.items() if file not in data})
+    _check_files(where, there, {file: entry for file, entry in files.items() if file not in data})
     for file, text in data.items():
         where.storage.write(file, text)
     complete = {**skeleton, "files": {file: vars(entry) for file, entry in files.items()}}
@@ -171,27 +240,21 @@ def _incomplete(number: int, there: Mapping[Shard, Part]) -> list[str]:
     return lines
 
 
-def _is_finished(where: Destination, skeleton: Manifest, found: Mapping[str, int]) -> bool:
-    """Whether all is done but for the journals. They go last, so where some have gone the model is complete."""
-    visible = skeleton["options"]["layout"] != REPOSITORY or CONFIG_PBTXT in found
-    if not visible or where.prefix + MANIFEST not in found:
-        return False
-    try:
-        written = manifest.load(where.storage)
-    except SourceError:
-        return False
-    return manifest.encode({**skeleton, "files": written["files"]}) == manifest.encode(written)
+def _check_files(where: Destination, there: Mapping[Shard, Part], files: Mapping[str, File]) -> None:
+    """All are there with their sizes and, in a bucket, its checksums; what is damaged is removed, to be made again.
 
-
-def _check_files(storage: Storage, there: Mapping[Shard, Part], files: Mapping[str, File]) -> None:
-    """All are there with their sizes and, in a bucket, its checksums; what is damaged is removed, to be made again."""
+    An earlier run may have made a model of them, which it is no longer: its marks go first.
+    """
+    storage = where.storage
     check = damages if storage.knows_checksums else missing
     faults = check(storage, files, storage.files())
     if not faults:
         return
     broken = {fault.tensor for fault in faults}
     shards = ", ".join(str(shard) for shard, part in there.items() if broken & part.files.keys())
-    for name in broken:
+    if where.version is not None:
+        where.root.remove(CONFIG_PBTXT)
+    for name in (MANIFEST, *broken):
         storage.remove(name)
     mend = f"Run these parts again: --shard {shards}. Then this command."
     raise IncompleteError(report(f"{storage}: not the files that the parts wrote", faults, mend))

@@ -1,13 +1,14 @@
-"""The journals `.parts/<I>-of-<N>.jsonl`, and what may be found at a destination.
+"""The journals `.parts/<I>-of-<N>.jsonl`.
 
     {"plan", "source", ..., "files"}    the head: which conversion this is, and how many files this part of it has
     {"name", "size", "crc32c"}          a finished file
     {"name", ..., "data"}               one that is all header, in base64: who finishes the conversion writes it, last
 
 While a conversion is under way every finished file is a line of its part's journal. A run that finds journals of the
-same plan and source goes on from its own, beside the others. Journals are made before anything else
-is written, only grow, and go when manifest.json and config.pbtxt are there: whatever moment a process dies at, nothing
-that is unfinished looks finished. Two processes that do the same part write the same bytes and add to one journal.
+same plan and source goes on from its own, beside the others. Journals are made before anything else is written, only
+grow, and go when manifest.json and config.pbtxt are there: whatever moment a process dies at, nothing that is
+unfinished looks finished. Two processes that do the same part write the same bytes and add to one journal. What else
+may be found at a destination is in claims.py.
 """
 
 from __future__ import annotations
@@ -15,10 +16,10 @@ from __future__ import annotations
 import base64
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import suppress
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 from converter.errors import (
     ChangedError,
@@ -28,29 +29,16 @@ from converter.errors import (
     SourceMissingError,
     UsageError,
 )
-from converter.manifest import (
-    CONFIG_PBTXT,
-    KEPT,
-    MANIFEST,
-    PARTS,
-    PUBLISH,
-    Destination,
-    File,
-    Manifest,
-    encode,
-    files_of,
-    load,
-)
-from converter.plan import Plan
-from converter.storage import TEMPORARY, Appender
+from converter.manifest import PARTS, Destination, File
+from converter.storage import Appender
 
 PART = re.compile(rf"{PARTS}/(\d+)-of-(\d+)\.jsonl")
-SAMPLES = "warmup/"  # where Triton looks for the samples that a model is warmed up with
-# files of a model without config.pbtxt, in a version folder or not
-WRITTEN = re.compile(rf"(\d+/)?({MANIFEST}|{PARTS}/[^/]+|\d+-gpu/[^/]+\.(bin|ini))")
 SAME_RUN = ("plan", "source", "tool_version")  # of a head: equal ones are the same conversion
 SAME_PARTS = (*SAME_RUN, "manifest", "tokenizer", "stamp")  # and its parts become one model
-TIMES = 3  # a listing is no snapshot, and others are at work: what is refused is looked at again
+HEAD_BYTES = 64 << 10  # read of a journal where its head is all that is asked for; part 0's may hold a tokenizer
+PAUSES = (0, 0.05, 0.2, 0.5, 1)  # seconds before each look at what others are changing
+
+Found = TypeVar("Found")
 
 
 @dataclass(frozen=True, order=True)
@@ -114,8 +102,13 @@ class Journal:
         self.destination.storage.replace(self.shard.journal, _line(self.head), generation)
 
     def open(self) -> None:
-        """Before the first `add`."""
+        """Before the first `add`.
+
+        Raises:
+            ChangedError: it has gone, or is of another run by now.
+        """
         self._appender = self.destination.storage.appender(self.shard.journal)
+        self.listed()
 
     def add(self, name: str, size: int, crc32c: str, data: bytes | None = None) -> None:
         """One more finished file, or with `data` one that shall be written last.
@@ -132,13 +125,23 @@ class Journal:
         if self._appender is not None:
             self._appender.close()
 
+    def begin_anew(self) -> None:
+        """Nothing that it lists counts any more; only before the last line, or `finalize` has taken it already."""
+
+        def head_alone() -> None:
+            if generation := self.destination.storage.generation(self.shard.journal):
+                self.create(generation)
+
+        self.close()
+        patiently(head_alone)
+
     def listed(self) -> Part:
         """What it says now.
 
         Raises:
             ChangedError: it has gone, or is of another run.
         """
-        part = _read(self.destination, self.shard)
+        part = read(self.destination, self.shard)
         if any(part.head.get(key) != self.head.get(key) for key in (*SAME_RUN, "stamp")):
             raise ChangedError(f"{self.destination.storage.path(self.shard.journal)}: of another run by now")
         return part
@@ -166,21 +169,60 @@ def parts_at(destination: Destination, found: Iterable[str]) -> dict[Shard, Part
     Raises:
         ChangedError: one of them has just gone.
     """
-    names = sorted(name.removeprefix(destination.prefix) for name in found if name.startswith(destination.prefix))
-    shards = sorted(Shard(int(match[1]), int(match[2])) for name in names if (match := PART.fullmatch(name)))
-    return {shard: _read(destination, shard) for shard in shards}
+    return {shard: read(destination, shard) for shard in shards_at(destination, found)}
 
 
-def _read(destination: Destination, shard: Shard) -> Part:
+def heads_at(destination: Destination, found: Mapping[str, int]) -> dict[Shard, Part]:
+    """The same without the files that they list: the first lines are all that is read, however long the rest is.
+
+    Raises:
+        ChangedError: one of them has just gone, or was begun anew.
+    """
+    sizes = {shard: found[destination.prefix + shard.journal] for shard in shards_at(destination, found)}
+    return {shard: Part(head_at(destination, shard, size)) for shard, size in sizes.items()}
+
+
+def head_at(destination: Destination, shard: Shard, size: int) -> Mapping[str, Any]:
+    """The head of a journal that had so many bytes when it was listed; empty where it cannot be read.
+
+    Raises:
+        ChangedError: it has just gone, or was begun anew.
+    """
+    try:
+        text = destination.storage.read(shard.journal, 0, min(size, HEAD_BYTES))
+        if b"\n" not in text:
+            text = destination.storage.read(shard.journal)
+    except (SourceError, SourceMissingError) as error:
+        raise ChangedError(f"{destination.storage.path(shard.journal)}: somebody has removed it") from error
+    return _head(text.partition(b"\n")[0])
+
+
+def shards_at(destination: Destination, found: Iterable[str]) -> list[Shard]:
+    """Of the journals among these names."""
+    names = [name.removeprefix(destination.prefix) for name in found if name.startswith(destination.prefix)]
+    return sorted(Shard(int(match[1]), int(match[2])) for name in names if (match := PART.fullmatch(name)))
+
+
+def _head(line: bytes) -> Mapping[str, Any]:
+    """Of a journal's first line; empty where it is none."""
+    try:
+        head = json.loads(line)
+        return head if {*SAME_RUN, "stamp"} <= head.keys() else {}
+    except (ValueError, AttributeError):
+        return {}
+
+
+def read(destination: Destination, shard: Shard) -> Part:
+    """What the journal of a part says.
+
+    Raises:
+        ChangedError: it has just gone.
+    """
     try:
         first, *lines = destination.storage.read(shard.journal).split(b"\n")
     except SourceMissingError as error:
         raise ChangedError(f"{destination.storage.path(shard.journal)}: somebody has removed it") from error
-    try:
-        head = json.loads(first)
-        if not {*SAME_RUN, "stamp"} <= head.keys():
-            return Part()
-    except (ValueError, AttributeError):
+    if not (head := _head(first)):
         return Part()
     files, data = {}, {}
     for line in lines:
@@ -193,120 +235,6 @@ def _read(destination: Destination, shard: Shard) -> Part:
         except (ValueError, KeyError, TypeError):
             continue  # a line that a killed process left half-written: that file is written again
     return Part(head, files, data)
-
-
-def finished(destination: Destination, skeleton: Manifest, plan: Plan) -> Manifest | None:
-    """The manifest at the destination, if it is that of this very conversion and all its files are there."""
-    storage = destination.storage
-    found = storage.files()
-    if MANIFEST not in found:
-        return None
-    try:
-        written = load(storage)
-        same = encode({**skeleton, "files": written["files"]}) == storage.read(MANIFEST)
-    except (SourceError, SourceMissingError):
-        return None
-    files = files_of(written)
-    whole = files.keys() == {file.path for file in plan.files}
-    return written if same and whole and all(found.get(name) == file.size for name, file in files.items()) else None
-
-
-# -------------------------------------------------------------------------------------------------------- destinations
-
-
-def claim(journal: Journal, plan: Plan, nbytes: int, overwrite: bool = False) -> dict[str, File]:
-    """Make a part of the destination ours; returns the files that an earlier run of the same part finished.
-
-    Args:
-        plan: of the whole conversion.
-        nbytes: that this part will write.
-
-    Raises:
-        DestinationError: something else is there, or the disk has too little space.
-    """
-    for _ in range(TIMES - 1):
-        with suppress(DestinationError):  # ChangedError is one
-            return _claimed(journal, plan, nbytes, overwrite)
-    return _claimed(journal, plan, nbytes, overwrite)
-
-
-def _claimed(journal: Journal, plan: Plan, nbytes: int, overwrite: bool) -> dict[str, File]:
-    where, shard = journal.destination, journal.shard
-    found = listed(where)
-    generation = where.storage.generation(shard.journal) if where.prefix + shard.journal in found else ""
-    there = parts_at(where, found)
-    mine, others = there.get(shard), _others(journal, there)
-    alien = strangers(where, (file.path for file in plan.files), found)
-    done: dict[str, File] = {}
-    removed: set[str] = set()
-    if there and not others and not alien:
-        if mine and mine.head["stamp"] == journal.head["stamp"]:
-            done = {
-                name: file
-                for name, file in mine.files.items()
-                if name in mine.data or found.get(where.prefix + name) == file.size
-            }
-    elif found.keys() == temporary(found, f"{where.prefix}{PARTS}/"):
-        pass  # nothing, or killed before there was a journal
-    elif overwrite:
-        removed, mine, generation = _replaceable(where, found), None, ""
-    else:
-        raise DestinationError(_occupied(journal, found, bool(there), others, alien))
-    for name in temporary(found) - removed:
-        where.root.discard(name)
-    needed = nbytes - sum(file.size for file in done.values())
-    free = where.root.free_bytes()
-    if free is not None and needed > (free := free + sum(found[name] for name in removed)):
-        raise DestinationError(
-            f"{where.root}: the conversion needs {needed:,} bytes more, the disk has {free:,} left. "
-            "Free some space or choose another destination."
-        )
-    _remove(where, found, removed)
-    if mine is None or mine.head["stamp"] != journal.head["stamp"]:
-        # Of a source that was written again (or copied anew) what is there may be made of the old one.
-        journal.create(generation)
-        # Another run may have begun at the same time: each makes its journal before it looks, so one sees the other.
-        now = {f"{where.prefix}{PARTS}/{name}" for name in where.storage.below(PARTS).files()}
-        if others := _others(journal, parts_at(where, now - found.keys())):
-            where.storage.remove(shard.journal)
-            raise DestinationError(_occupied(journal, found, True, others, []))
-    return done
-
-
-def listed(destination: Destination) -> dict[str, int]:
-    """Every file below the destination's root: name -> bytes.
-
-    Raises:
-        DestinationError: a bucket that is not there, or that may not be listed.
-    """
-    try:
-        return destination.root.files()
-    except SourceMissingError as error:
-        raise DestinationError(str(error)) from error
-
-
-def temporary(found: Mapping[str, int], folder: str = "") -> set[str]:
-    """What others are writing, or killed processes left, under temporary names."""
-    return {name for name in found if name.startswith(folder) and name.split("/")[-1].startswith(TEMPORARY)}
-
-
-def strangers(destination: Destination, files: Iterable[str], found: Mapping[str, int]) -> list[str]:
-    """Files that this conversion neither writes nor leaves behind when it is killed."""
-    known = {destination.prefix + name for name in (MANIFEST, *files)}
-    if destination.version is not None:
-        known |= {CONFIG_PBTXT, *(name for name in found if name.startswith(SAMPLES))}
-    return sorted(found.keys() - known - temporary(found) - _journals(destination, found))
-
-
-def _journals(destination: Destination, found: Mapping[str, int]) -> set[str]:
-    return {name for name in found if name.startswith(f"{destination.prefix}{PARTS}/")}
-
-
-def _others(journal: Journal, there: Mapping[Shard, Part]) -> list[str]:
-    """How the parts that are there differ from ours; empty where all are of the same run."""
-    return [
-        text for shard, part in there.items() for text in differences(shard, part.head, journal.shard, journal.head)
-    ]
 
 
 def differences(shard: Shard, head: Mapping[str, Any], ours: Shard, our_head: Mapping[str, Any]) -> list[str]:
@@ -339,73 +267,27 @@ def _flat(above: str, values: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
             yield f"{above}{key}", value
 
 
-def _occupied(journal: Journal, found: Mapping[str, int], begun: bool, others: list[str], alien: list[str]) -> str:
-    where = journal.destination
-    if others:
-        said = _some(list(dict.fromkeys(others)))
-        what = f"an unfinished conversion of another source or with other options ({said})"
-    elif begun:
-        what = f"files that do not belong to this conversion: {_some(alien)}"
-    elif where.prefix + MANIFEST in found:
-        what = "a finished conversion"
-    else:
-        what = _some(sorted(found))
-    served = where.version is not None and CONFIG_PBTXT in found
-    mend = "give --overwrite to replace it." if journal.shard == WHOLE else "remove it while nobody is at work there."
-    return f"{where.root}: expected nothing there, found {what}. Choose another destination, or {mend}" + (
-        f" {PUBLISH}" if served else ""
-    )
+# ----------------------------------------------------------------------------------------------------------- together
 
 
-def _some(names: list[str]) -> str:
-    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+def patiently(look: Callable[[], Found]) -> Found:
+    """What `look` finds or does where others are at work.
 
+    A listing is no snapshot: what changes is looked at again, and what is refused once more.
 
-def _remove(destination: Destination, found: Mapping[str, int], removed: set[str]) -> None:
-    """What makes a model look finished goes first: config.pbtxt for a server, manifest.json for bare weights."""
-    marks = [name for name in removed if name == CONFIG_PBTXT or name.split("/")[-1] == MANIFEST]
-    marks.sort(key=lambda name: (name != CONFIG_PBTXT, name))
-    rest = sorted(removed - set(marks))
-    if removed == found.keys():  # whole folders: no empty ones stay, and a bucket is not asked for each file
-        rest = sorted({name.split("/")[0] for name in removed} - set(marks))
-    for name in (*marks, *rest):
-        destination.root.remove(name)
-
-
-def _replaceable(destination: Destination, found: Mapping[str, int]) -> set[str]:
-    """What `--overwrite` removes: everything, if it looks like a model.
-
-    A mistyped destination must not cost a home folder: a folder `2024/` or `my-gpu/` is no model yet. With config.pbtxt
-    it is one, of whatever backend; without, only what this program writes counts.
+    Raises:
+        DestinationError: refused both times.
+        IncompleteError: it changes all the time.
     """
-    model = {destination.prefix + MANIFEST} | _journals(destination, found) | temporary(found)
-    model |= {name for name in found if WRITTEN.fullmatch(name)}
-    if destination.version is None and MANIFEST in found:
-        model |= _listed_in_manifest(destination)
-    if destination.version is not None and CONFIG_PBTXT in found:
-        model |= {CONFIG_PBTXT} | {name for name in found if name.split("/")[0].isdigit() or name.startswith(SAMPLES)}
-    strangers = sorted(found.keys() - model)
-    if any(KEPT.fullmatch(name) for name in strangers):
-        raise DestinationError(
-            f"{destination.root}: --overwrite replaces a conversion; found published versions. {PUBLISH}"
-        )
-    if strangers:
-        raise DestinationError(
-            f"{destination.root}: --overwrite replaces a model; this is none: {_some(strangers)}. "
-            "Remove it by hand or choose another destination."
-        )
-    return set(found)
-
-
-def _listed_in_manifest(destination: Destination) -> set[str]:
-    """The files that a manifest lists; none where it is somebody else's."""
-    try:
-        return set(load(destination.root)["files"])
-    except SourceError:
-        return set()
-
-
-def gone(journal: Journal) -> IncompleteError:
-    """For a journal that somebody has removed, and no model is there."""
-    where = journal.destination.storage.path(journal.shard.journal)
-    return IncompleteError(f"{where}: removed, or begun anew, while this run was at work. Run the same command again.")
+    refused, last = False, ChangedError()
+    for pause in PAUSES:
+        time.sleep(pause)
+        try:
+            return look()
+        except ChangedError as error:
+            last = error
+        except DestinationError:
+            if refused:
+                raise
+            refused = True
+    raise IncompleteError(f"{last}. It changes all the time; run the same command again.") from last

@@ -54,6 +54,8 @@ def fails_well(command: Callable[..., None]) -> Callable[..., None]:
             command(**options)
         except KeyboardInterrupt:
             _end("interrupted; run the same command again to go on", 130, debug)
+        except TerminatedError as error:
+            _end(str(error), error.exit_code, debug)
         except FtconvertError as error:
             _end(str(error), error.exit_code, debug)
         except (click.ClickException, click.exceptions.Exit, BrokenPipeError):  # `| head` closed our output

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from converter import engine, manifest, parts
+from converter import claims, engine, manifest
 from converter.convert import DEFAULT_BUDGET, checked_name
 from converter.errors import (
     ChangedError,
@@ -258,7 +258,7 @@ def _upload(publication: Publication, version: int, journal: Journal, progress: 
         IncompleteError: what is there is not what was sent.
     """
     where, model, plan = publication.part(version), publication.model, publication.plan
-    done = parts.claim(journal, plan, plan.nbytes)
+    done = claims.claim(journal, plan, plan.nbytes).done
     journal.open()
     progress(sum(file.size for file in done.values()))
 

@@ -11,9 +11,9 @@ from dataclasses import dataclass, field
 
 from tritonclient.grpc.model_config_pb2 import ModelConfig
 
+from converter.claims import temporary
 from converter.errors import DestinationError
 from converter.manifest import CONFIG_PBTXT, KEPT, PUBLISH
-from converter.parts import temporary
 from converter.storage import Storage
 from model_repository.config import emit
 

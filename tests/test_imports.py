@@ -16,6 +16,7 @@ LAYERS = (
     ("families",),
     ("checkpoint", "engine", "manifest"),
     ("parts",),
+    ("claims",),
     ("formats",),
     ("convert",),
     ("verify", "inspection"),

@@ -99,7 +99,7 @@ def open_any(path: str, model: str | None = None, step: int | None = None, only:
     checkpoint = form.open(storage, model, step)
     if is_hub(path):  # the folder of the cache is this machine's affair; its name is the commit
         source = replace(checkpoint.source, uri=f"{path.partition('@')[0]}@{storage.name}")
-        checkpoint = replace(checkpoint, source=source, stamp=storage.name)  # every machine has a copy of its own
+        checkpoint = replace(checkpoint, source=source, stamp=storage.name, watched=())  # each machine has its own copy
     return checkpoint
 
 

@@ -18,7 +18,16 @@ from typing import Any
 import numpy as np
 
 from converter import ops
-from converter.checkpoint import Checkpoint, Source, agreed, as_equivalent, fold, preset_statement, with_defaults
+from converter.checkpoint import (
+    Checkpoint,
+    Source,
+    Watched,
+    agreed,
+    as_equivalent,
+    fold,
+    preset_statement,
+    with_defaults,
+)
 from converter.errors import Problem, SourceError, report
 from converter.families import FAMILIES, family_named, preset_named
 from converter.families.base import Config, Family, FasterTransformerTable, table_of
@@ -180,7 +189,19 @@ def open(uri: str, config: Config | None = None, model: str | None = None, famil
     description = f"FasterTransformer weights, tensor parallel {tensor_parallel}"
     assumed += () if config is not None else tuple(sorted(stated.absent))
     notes += lossy(rows)
-    return Checkpoint(family, values, opened.tensors, source, description, opened.derived, assumed, notes=tuple(notes))
+    watched = Watched.of(storage, "")
+    return Checkpoint(
+        family,
+        values,
+        opened.tensors,
+        source,
+        description,
+        opened.derived,
+        assumed,
+        watched.stamp,
+        (watched,),
+        tuple(notes),
+    )
 
 
 def _family(ini: configparser.ConfigParser, storage: Storage, known: str) -> tuple[Family, list[str]]:

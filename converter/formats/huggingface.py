@@ -18,7 +18,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from converter.checkpoint import Checkpoint, Companions, Source, agreed, preset_statement, with_defaults
+from converter.checkpoint import Checkpoint, Companions, Source, Watched, agreed, preset_statement, with_defaults
 from converter.errors import Problem, SourceError, SourceMissingError, report
 from converter.families import FAMILIES, preset_named
 from converter.families.base import Config, Family, Row, Weight
@@ -101,6 +101,7 @@ def open(uri: str, model: str | None = None) -> Checkpoint:
     opened = read_rows(family, rows, config, tensors, str(storage))
     _check_dtypes(opened.tensors, storage)
     digest = hashlib.sha256(text + b"\0" + stored.digest).hexdigest()
+    watched = Watched.of(storage, *stored.files, *beside.names)
     return Checkpoint(
         family,
         config,
@@ -109,7 +110,8 @@ def open(uri: str, model: str | None = None) -> Checkpoint:
         f"Hugging Face model, {stored.description}",
         derived=repeats,
         assumed=assumed,
-        stamp=storage.stamp((*stored.files, *beside.names)),
+        stamp=watched.stamp,
+        watched=(watched,),
         companions=(replace(beside, names={name: name for name in beside.names if name != CONFIG}),),
         adapters=(str(storage),) if lora.recognises(storage) else (),
     )

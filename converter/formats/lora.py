@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 
 from converter import ops
-from converter.checkpoint import Checkpoint
+from converter.checkpoint import Checkpoint, Watched
 from converter.errors import Problem, SourceError, SourceMissingError, report
 from converter.families.base import Tensors
 from converter.formats.lora_config import MEND, Patterns, Settings, of_module, settings_of, short, targeted
@@ -54,8 +54,11 @@ def recognises(storage: Storage) -> bool:
     return storage.is_file(CONFIG)
 
 
-def merge(base: Checkpoint, adapter: Storage) -> Checkpoint:
+def merge(base: Checkpoint, adapter: Storage, of_hub: bool = False) -> Checkpoint:
     """The base with the adapter's product added to its weights; nothing of either is read.
+
+    Args:
+        of_hub: the folder is this machine's copy of a commit, which is its name.
 
     Raises:
         SourceMissingError: no config or no weights there.
@@ -64,8 +67,15 @@ def merge(base: Checkpoint, adapter: Storage) -> Checkpoint:
     opened = _open(adapter)
     tensors = _Merge(base.tensors, opened, bool(base.config.get("tie_word_embeddings", False))).result()
     digest = hashlib.sha256(f"{base.source.fingerprint}\0{opened.digest}".encode()).hexdigest()
-    stamp = hashlib.sha256(f"{base.stamp}\0{adapter.stamp('')}".encode()).hexdigest()
-    return replace(base, tensors=tensors, source=replace(base.source, fingerprint=digest), stamp=stamp)
+    watched = [] if of_hub else [Watched.of(adapter, CONFIG, *WEIGHTS)]
+    own = adapter.name if of_hub else watched[0].stamp
+    return replace(
+        base,
+        tensors=tensors,
+        source=replace(base.source, fingerprint=digest),
+        stamp=hashlib.sha256(f"{base.stamp}\0{own}".encode()).hexdigest(),
+        watched=(*base.watched, *watched),
+    )
 
 
 def merged(tensors: Tensors, adapter: Storage, tied: bool) -> dict[str, LazyTensor]:

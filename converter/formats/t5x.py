@@ -18,7 +18,7 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
-from converter.checkpoint import Checkpoint, Source, Statement, agreed, with_defaults
+from converter.checkpoint import Checkpoint, Source, Statement, Watched, agreed, with_defaults
 from converter.errors import LISTED_PROBLEMS, SourceError, SourceMissingError, UsageError, report
 from converter.families import FAMILIES, preset_named
 from converter.families.base import Family, Preset, T5XTable, table_of
@@ -69,7 +69,7 @@ def open(uri: str, model: str | None = None, step: int | None = None) -> Checkpo
     rows = expand(table.rows, config, family.features(config))
     stored = read_rows(family, rows, config, tensors, str(storage))
     source = Source(uri, NAME, found_step, _fingerprint(files, data, text, prefix))
-    stamp, notes = storage.stamp(prefix), (*notes, *_filled(found.filled))
+    watched, notes = Watched.of(storage, prefix), (*notes, *_filled(found.filled))
     container = "its own container" if index == t5x_index.INDEX else "Orbax's container"
     return Checkpoint(
         family,
@@ -78,7 +78,8 @@ def open(uri: str, model: str | None = None, step: int | None = None) -> Checkpo
         source,
         f"T5X checkpoint in {container}",
         assumed=assumed,
-        stamp=stamp,
+        stamp=watched.stamp,
+        watched=(watched,),
         notes=notes,
     )
 

@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 
 from converter import ops
-from converter.checkpoint import Checkpoint, Source, agreed, preset_statement, with_defaults
+from converter.checkpoint import Checkpoint, Source, Watched, agreed, preset_statement, with_defaults
 from converter.errors import OptionsError, Problem, SourceError, report
 from converter.families import preset_named
 from converter.families.base import (
@@ -255,6 +255,7 @@ def open(uri: str, config: Config | None = None, model: str | None = None, famil
     rows, stored, copies = _stored(storage, family, values, variant, folders)
     opened = read_rows(family, rows, values, stored, str(storage))
     description = f"TensorRT-LLM checkpoint, tensor parallel {variant.tp_size}, pipeline parallel {variant.pp_size}"
+    watched = Watched.of(storage, *(below(part.folder, name) for part in rules.parts for name in (CONFIG, "rank")))
     if variant.quant_algo:
         description += f", to be quantised as {variant.quant_algo}"
     return Checkpoint(
@@ -265,6 +266,8 @@ def open(uri: str, config: Config | None = None, model: str | None = None, famil
         description,
         {**opened.derived, **copies},
         assumed + (() if config is not None else tuple(sorted(said.absent))),
+        watched.stamp,
+        (watched,),
         notes=(*lossy(rows), *_assumed(family, values, assumed)),
         stored_dtype=dtype,
         variant=variant,

@@ -31,6 +31,7 @@ from converter.errors import (
 from converter.storage.base import BYTECODE, TEMPORARY, Buffer, Storage
 
 BLOCK = 8 << 20  # bytes read at a time for a checksum
+TIMES = 5  # that a folder is removed which others write into
 
 
 class LocalStorage:
@@ -158,7 +159,12 @@ class LocalStorage:
         with _alone(path.with_name(f"{TEMPORARY}lock-{path.name}"), wait=True):
             if self.generation(name) != generation:
                 raise ChangedError(f"{path}: somebody else has written it meanwhile")
-            self.write(name, data)
+            try:
+                self.write(name, data)
+            except IncompleteError as error:
+                if not isinstance(error.__cause__, FileNotFoundError):
+                    raise
+                raise ChangedError(f"{path}: somebody has removed its folder meanwhile") from error
             return self.generation(name)
 
     @contextmanager
@@ -182,10 +188,17 @@ class LocalStorage:
         """A file or a whole folder; nothing happens where it is not there."""
         path = self.root / name
         with _removing(path):
-            if path.is_dir() and not path.is_symlink():
-                shutil.rmtree(path)
-            else:
-                path.unlink(missing_ok=True)
+            for _ in range(TIMES):
+                if not path.is_dir() or path.is_symlink():
+                    path.unlink(missing_ok=True)
+                    return
+                try:
+                    shutil.rmtree(path)
+                    return
+                except OSError as error:  # others write into it, or remove it, too
+                    if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOENT):
+                        raise
+            raise IncompleteError(f"{path}: another process writes there. Run the same command again.")
 
     def discard(self, name: str) -> None:
         """Remove a temporary file whose lock nobody holds. Where a disk has no locks, nobody is thought to."""
@@ -264,6 +277,22 @@ def _alone(path: Path, wait: bool) -> Iterator[None]:
         os.close(lock)
 
 
+@contextmanager
+def _held(file: int) -> Iterator[None]:
+    """Hold the lock on an open file, where the disk has locks; on NFS that also says how long the file is by now."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX)
+    except OSError as error:
+        if error.errno not in LOCKLESS:
+            raise
+        yield
+        return
+    try:
+        yield
+    finally:
+        fcntl.flock(file, fcntl.LOCK_UN)
+
+
 def _is(file: int, path: Path) -> bool:
     """Whether an open file is the one that lies there now."""
     try:
@@ -273,15 +302,16 @@ def _is(file: int, path: Path) -> bool:
 
 
 class LocalAppender:
-    """Appends to a file, every record at once: the system puts what several processes append one after the other."""
+    """Appends to a file, every record at once and under a lock: NFS machines have their own ideas of where it ends."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
         try:
             self._file = os.open(path, os.O_RDWR | os.O_APPEND)
-            size = os.fstat(self._file).st_size
-            if size and os.pread(self._file, 1, size - 1) != b"\n":  # a killed process's half line stays one of its own
-                os.write(self._file, b"\n")
+            with _held(self._file):
+                size = os.fstat(self._file).st_size  # a killed process's half line stays one of its own
+                if size and os.pread(self._file, 1, size - 1) != b"\n":
+                    os.write(self._file, b"\n")
         except FileNotFoundError as error:
             raise ChangedError(f"{path}: somebody has removed it") from error
         except OSError as error:
@@ -290,8 +320,9 @@ class LocalAppender:
     def append(self, data: bytes) -> None:
         """One record."""
         try:
-            while data:
-                data = data[os.write(self._file, data) :]
+            with _held(self._file):
+                while data:
+                    data = data[os.write(self._file, data) :]
         except OSError as error:
             raise io_error(error, self._path) from error
         if not _is(self._file, self._path):
