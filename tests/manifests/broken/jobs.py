@@ -2,7 +2,17 @@
 
 from __future__ import annotations
 
-from manifests.broken.words import STAGE, UL2, Broken, exit_codes, template, values
+from manifests.broken.words import (
+    STAGE,
+    UL2,
+    Broken,
+    container,
+    environment,
+    exit_codes,
+    swap,
+    template,
+    values,
+)
 from manifests.built import Built
 from manifests.rules import jobs
 
@@ -35,8 +45,32 @@ BROKEN: list[Broken] = [
     (
         jobs.disruptions_are_no_failures,
         UL2,
-        lambda b: b.one("Job", "convert")["spec"]["podFailurePolicy"]["rules"].pop(),
+        lambda b: b.one("Job", "convert")["spec"]["podFailurePolicy"]["rules"].pop(0),
         "DisruptionTarget",
+    ),
+    (
+        jobs.disruptions_are_no_failures,
+        UL2,
+        lambda b: b.one("Job", "finalize")["spec"]["podFailurePolicy"]["rules"].reverse(),
+        "by the first rule",
+    ),
+    (
+        jobs.parts_become_one_model,
+        UL2,
+        lambda b: swap(container(b, "Job", "finalize")["args"], "--name=", None),
+        "destination and --name",
+    ),
+    (
+        jobs.parts_become_one_model,
+        "trtllm",
+        lambda b: environment(container(b, "Job", "finalize"), "REPOSITORY").update(value="models"),
+        "destination and --name",
+    ),
+    (
+        jobs.budgets_fit,
+        UL2,
+        lambda b: swap(container(b, "Job", "convert")["args"], "=4GiB", "=5GiB"),
+        "bytes of memory for 5GiB",
     ),
     (jobs.limits, UL2, lambda b: b.one("Job", "convert")["spec"].pop("activeDeadlineSeconds"), "activeDeadlineSeconds"),
     (

@@ -52,4 +52,5 @@ def environment(found: Object, name: str) -> Object:
 
 
 def exit_codes(job: Object) -> list[int]:
-    return job["spec"]["podFailurePolicy"]["rules"][0]["onExitCodes"]["values"]
+    rules = job["spec"]["podFailurePolicy"]["rules"]
+    return next(rule["onExitCodes"]["values"] for rule in rules if "onExitCodes" in rule)

@@ -46,12 +46,16 @@ def failures_are_as_the_contract_says(built: Built) -> Iterator[str]:
 
 
 def disruptions_are_no_failures(built: Built) -> Iterator[str]:
-    """A node that goes away (Spot, drained) uses up no retry."""
+    """A node that goes away (Spot, drained) uses up no retry, whatever a pod said when it was stopped.
+
+    The first rule that matches decides, so this one stands before those of exit codes.
+    """
     for job in built.of("Job"):
         rules = job["spec"].get("podFailurePolicy", {}).get("rules", [])
-        found = [rule["action"] for rule in rules if "DisruptionTarget" in at(rule, "onPodConditions.type")]
-        if found[:1] != ["Ignore"]:
-            yield f"{name(job)}: expected DisruptionTarget to be ignored, found {found}"
+        disrupted = [rule["action"] for rule in rules if "DisruptionTarget" in at(rule, "onPodConditions.type")]
+        first = rules[:1] and at(rules[0], "onPodConditions.type")
+        if disrupted[:1] != ["Ignore"] or "DisruptionTarget" not in first:
+            yield f"{name(job)}: expected DisruptionTarget to be ignored by the first rule, found {disrupted}"
 
 
 def limits(built: Built) -> Iterator[str]:
@@ -89,6 +93,34 @@ def shards_are_completions(built: Built) -> Iterator[str]:
                 yield f"{name(job)}: expected components/finalize where there are several parts, and only then"
 
 
+def parts_become_one_model(built: Built) -> Iterator[str]:
+    """`finalize` is given destination and --name of the parts, or it may take another model for theirs."""
+    ours = [(pod.owner, words(built, found)) for pod in built.pods for found in pod.containers]
+    given = [(name(job), told[1:2], told[-1:], [x for x in told if x.startswith("--name=")]) for job, told in ours]
+    parts = [where for _, does, *where in given if does and "-to-" in does[0]]
+    for job, does, *where in given:
+        if does == ["finalize"] and where not in parts:
+            yield f"{job}: expected destination and --name of a conversion, one of {parts}, found {where}"
+
+
+UNITS = {"Mi": 1 << 20, "Gi": 1 << 30, "MiB": 1 << 20, "GiB": 1 << 30}
+
+
+def _bytes(text: str) -> int:
+    number, unit = re.fullmatch(r"(\d+)([MG]iB?)", text).groups()  # type: ignore[union-attr] # another unit is an error
+    return int(number) * UNITS[unit]
+
+
+def budgets_fit(built: Built) -> Iterator[str]:
+    """A conversion takes at most 1.25 times its budget (docs/performance.md), and a GiB of room beside."""
+    for pod in built.pods:
+        for container in pod.containers:
+            for budget in (word.partition("=")[2] for word in words(built, container) if "--memory-budget=" in word):
+                needed, limit = 1.25 * _bytes(budget) + (1 << 30), container["resources"]["limits"]["memory"]
+                if _bytes(limit) < needed:
+                    yield f"{pod.where(container)} expected {needed:,.0f} bytes of memory for {budget}, found {limit}"
+
+
 def engines_are_where_they_are_built(built: Built) -> Iterator[str]:
     """The commands in manifest.json write beside the checkpoint (trtllm_build.py); ENGINE says where."""
     for pod in (pod for pod in built.pods if pod.labels.get("app.kubernetes.io/component") == "build"):
@@ -120,10 +152,12 @@ def sources_are_there(built: Built) -> Iterator[str]:
 
 
 RULES = (
+    budgets_fit,
     disruptions_are_no_failures,
     engines_are_where_they_are_built,
     failures_are_as_the_contract_says,
     limits,
+    parts_become_one_model,
     shards_are_completions,
     sources_are_there,
 )
