@@ -35,7 +35,7 @@ GB, GIB, JOBS = 10**9, 1 << 30, 32
 UPLOAD = 8 << 20  # bytes of one request of an upload; a smaller file takes one alone (storage/gcs.py)
 CHUNK = 64 << 20  # of T5X, at most
 JOURNAL_SECONDS = 3  # between uploads of a part's journal
-AROUND = 25  # other requests of a part: listings, the source's description, its stamp
+AROUND = 27  # other requests of a part: listings, the source's description, its stamp
 
 
 @dataclass(frozen=True)
@@ -52,8 +52,8 @@ class Shape:
 
     @property
     def gib(self) -> int:
-        """Memory of a pod: what a budget takes at most (docs/performance.md), and room for Python and the system."""
-        return math.ceil(1.25 * self.budget / GIB + 3)
+        """Memory of a pod: what a budget takes at most (docs/performance.md), and one more (kustomize/base/convert)."""
+        return math.ceil(1.25 * self.budget / GIB + 1)
 
 
 SHAPES = {

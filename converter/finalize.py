@@ -89,7 +89,7 @@ def _unfinished(destination: str, name: str) -> Destination | None:
         _check_is_no_model(root)
     except SourceMissingError as error:
         raise DestinationError(str(error)) from error
-    others = ", ".join(dict.fromkeys(place.root.name for place in there))
+    others = ", ".join(dict.fromkeys(place.root.name for place in there if not name and place.version is not None))
     raise IncompleteError(
         f"{root.below(name) if name else root}: expected the parts of a conversion ({PARTS}/<I>-of-<N>.jsonl), found "
         + (f"finished models alone: {others}. If one of them is meant, name it with --name." if others else "none.")

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import bucket_proxy
 import pytest
 import tiny
 from conftest import ftconvert, one_message, tree
@@ -112,3 +114,15 @@ def parted(case: Case, out: Any, number: int = 2) -> Any:
     for index in range(number):
         case.run(out, f"{index}/{number}")
     return out
+
+
+Place = tuple[str, Callable[[], dict[str, bytes]]]
+
+
+@pytest.fixture(params=["disk", "bucket"], name="place")
+def a_place(request: pytest.FixtureRequest, tmp_path: Path) -> Place:
+    """A destination, and what it holds."""
+    if request.param == "disk":
+        return str(tmp_path / "out"), lambda: tree(tmp_path / "out")
+    bucket = request.getfixturevalue("bucket")
+    return f"{bucket}/out", lambda: bucket_proxy.there(f"{bucket}/out")

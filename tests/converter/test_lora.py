@@ -673,6 +673,10 @@ def test_a_merged_checkpoint_is_another_source(tmp_path: Path) -> None:
     stamps.add(lora.merge(base, storage).stamp)
     assert len(fingerprints) == 5
     assert len(stamps) == 3
+    # a copy that was downloaded has the commit for its folder's name, and is the same one on every machine
+    machines = [open_storage(str(adapter(tmp_path / machine / "commit"))) for machine in "xy"]
+    assert len({lora.merge(base, machine, of_hub=True).stamp for machine in machines} - stamps) == 1
+    assert len({lora.merge(base, machine).stamp for machine in machines} - stamps) == 2
 
 
 def test_the_fingerprint_covers_the_header_of_the_weights(tmp_path: Path) -> None:

@@ -120,6 +120,26 @@ def test_stopped_in_the_middle(tmp_path: Path, example: Path, number: signal.Sig
     assert ftconvert("verify", tmp_path / "out", "--source", example).exit_code == 0
 
 
+def test_terminated_where_every_exception_is_caught(source: Path, tmp_path: Path) -> None:
+    """gin's parser lets through whatever Python raises, so all of it is a fault of the file; SIGTERM is none."""
+    command = [sys.executable, "-c", IN_GIN, "jax-to-ft", str(source), str(tmp_path / "out"), "--model", "ul2"]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert result.returncode == 143
+    assert "run the same command again" in one_message(result.stderr)
+
+
+IN_GIN = """
+import os, signal, sys
+from gin import config_parser
+from converter.cli import main
+
+def hit(self):
+    os.kill(os.getpid(), signal.SIGTERM)
+
+config_parser.ConfigParser.parse_statement = hit
+main(sys.argv[1:])
+"""
+
 SLOWLY = """
 import sys, time
 from converter.storage import local

@@ -9,15 +9,23 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import bucket_proxy
 import pytest
 from conftest import tree
-from divided import PROCESS, Case, all_cases, each_case, parted, small_shards, to_hf  # noqa: F401 # fixtures, too
+from divided import (  # noqa: F401 # fixtures, too
+    PROCESS,
+    Case,
+    Place,
+    a_place,
+    all_cases,
+    each_case,
+    parted,
+    small_shards,
+    to_hf,
+)
 
 from converter import engine
 from converter.convert import Report, Request, convert, prepare
@@ -41,16 +49,6 @@ def together(requests: list[Request]) -> list[Report | Exception]:
         return list(pool.map(go, range(len(requests))))
 
 
-@pytest.fixture(params=["disk", "bucket"])
-def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[str, Callable[[], dict[str, bytes]]]]:
-    """A destination, and what it holds."""
-    if request.param == "disk":
-        yield str(tmp_path / "out"), lambda: tree(tmp_path / "out")
-    else:
-        bucket = request.getfixturevalue("bucket")
-        yield f"{bucket}/out", lambda: bucket_proxy.there(f"{bucket}/out")
-
-
 @pytest.fixture
 def late(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every file is finished a moment after it was begun, so that runs meet."""
@@ -68,9 +66,7 @@ def request_of(case: Case, out: str, shard: Shard | None) -> Request:
     return Request(case.arguments[1], out, pair=("hf", "hf"), dtype="bf16", jobs=2, shard=shard)
 
 
-def test_the_same_part_several_times_at_once(
-    hf: Case, place: tuple[str, Callable[[], dict[str, bytes]]], late: None
-) -> None:
+def test_the_same_part_several_times_at_once(hf: Case, place: Place, late: None) -> None:
     out, there = place
     shards = [Shard(index % 2, 2) for index in range(6)]
     results = together([request_of(hf, out, shard) for shard in shards])
@@ -79,9 +75,7 @@ def test_the_same_part_several_times_at_once(
     assert there() == hf.expected
 
 
-def test_the_same_run_several_times_at_once(
-    hf: Case, place: tuple[str, Callable[[], dict[str, bytes]]], late: None
-) -> None:
+def test_the_same_run_several_times_at_once(hf: Case, place: Place, late: None) -> None:
     """Undivided; who comes when all is finished is told so."""
     out, there = place
     results = together([request_of(hf, out, None) for _ in range(3)])
@@ -91,9 +85,7 @@ def test_the_same_run_several_times_at_once(
     assert there() == hf.expected
 
 
-def test_a_twin_that_is_late(
-    hf: Case, place: tuple[str, Callable[[], dict[str, bytes]]], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_twin_that_is_late(hf: Case, place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     """It still writes when the other one and `finalize` are done: it changes nothing, and ends well."""
     out, there = place
     run, slow = engine.run, prepare(request_of(hf, out, Shard(1, 2)))
@@ -195,9 +187,7 @@ def test_processes(case: Case, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [1, 4, 16])
-def test_many_processes(
-    case: Case, place: tuple[str, Callable[[], dict[str, bytes]]], number: int, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_many_processes(case: Case, place: Place, number: int, capsys: pytest.CaptureFixture[str]) -> None:
     """On a disk and in a bucket, with duplicates, killed at random moments."""
     out, there = place
     counts = converge(case, out, number, seed=number)

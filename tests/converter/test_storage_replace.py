@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import multiprocessing
 import os
+import shutil
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -174,3 +177,54 @@ def test_a_bucket_has_no_locks(bucket: str) -> None:
     storage = open_storage(bucket)
     with storage.locked("lock"), storage.locked("lock"):
         assert storage.files() == {}
+
+
+# ------------------------------------------------------------------------------------------------------------ appending
+
+
+def test_a_line_is_appended_under_a_lock(tmp_path: Path) -> None:
+    """Machines that share a disk have their own ideas of where a file ends; who holds its lock knows."""
+    path = tmp_path / "journal"
+    path.write_bytes(b"head\n")
+    one, other = (local.LocalStorage(tmp_path).appender("journal") for _ in range(2))
+    with open(path, "rb") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        with ThreadPoolExecutor(3) as pool:
+            waiting = [pool.submit(appender.append, b"line\n") for appender in (one, other)]
+            late = pool.submit(local.LocalStorage(tmp_path).appender, "journal")
+            time.sleep(0.1)
+            assert not any(future.done() for future in (*waiting, late))
+            assert path.read_bytes() == b"head\n"
+            fcntl.flock(held, fcntl.LOCK_UN)
+            for future in waiting:
+                future.result(timeout=10)
+            late.result(timeout=10).close()
+    assert path.read_bytes() == b"head\nline\nline\n"
+    one.close()
+    other.close()
+
+
+def test_a_line_is_appended_where_a_disk_has_no_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def lockless(file: int, how: int) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    (tmp_path / "journal").write_bytes(b"head\nhalf a li")
+    monkeypatch.setattr(local.fcntl, "flock", lockless)
+    appender = local.LocalStorage(tmp_path).appender("journal")
+    appender.append(b"line\n")
+    appender.close()
+    assert (tmp_path / "journal").read_bytes() == b"head\nhalf a li\nline\n"
+
+
+def test_a_folder_that_goes_while_a_file_of_it_is_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Somebody else has changed it; a retry is not for the user to make."""
+    storage = local.LocalStorage(tmp_path / "a")
+    commit = local.LocalWriter.commit
+
+    def late(self: local.LocalWriter, durable: bool = False) -> str:
+        shutil.rmtree(tmp_path / "a")
+        return commit(self, durable)
+
+    monkeypatch.setattr(local.LocalWriter, "commit", late)
+    with pytest.raises(ChangedError, match="removed its folder"):
+        storage.replace("x", b"1", "")
