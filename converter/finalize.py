@@ -56,8 +56,13 @@ def finalize(destination: str, name: str, finishing: Finishing) -> Finalized | N
     name = checked_name(name) if name else ""
 
     def look() -> Finalized | None:
+        nonlocal name
         where = _unfinished(destination, name)
-        return _finalized(where, name, finishing) if where else None
+        if where is None:
+            return None
+        if where.version is not None:
+            name = where.root.name  # at the next look it is the one that is meant, whatever has become of it
+        return _finalized(where, name, finishing)
 
     return patiently(look)  # the same may be done by another process
 
