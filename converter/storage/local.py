@@ -188,17 +188,19 @@ class LocalStorage:
         """A file or a whole folder; nothing happens where it is not there."""
         path = self.root / name
         with _removing(path):
-            for _ in range(TIMES):
-                if not path.is_dir() or path.is_symlink():
-                    path.unlink(missing_ok=True)
-                    return
+            written = 0
+            while path.is_dir() and not path.is_symlink():
                 try:
                     shutil.rmtree(path)
-                    return
-                except OSError as error:  # others write into it, or remove it, too
-                    if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOENT):
+                except FileNotFoundError:  # others remove it, too: it is less each time
+                    continue
+                except OSError as error:
+                    if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
                         raise
-            raise IncompleteError(f"{path}: another process writes there. Run the same command again.")
+                    if (written := written + 1) == TIMES:
+                        said = f"{path}: another process writes there. Run the same command again."
+                        raise IncompleteError(said) from error
+            path.unlink(missing_ok=True)
 
     def discard(self, name: str) -> None:
         """Remove a temporary file whose lock nobody holds. Where a disk has no locks, nobody is thought to."""

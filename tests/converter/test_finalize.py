@@ -282,3 +282,20 @@ def test_journals_that_another_process_adds_to(hf: Case, tmp_path: Path, monkeyp
     monkeypatch.setattr(local.shutil, "rmtree", not_empty(2))
     hf.finalize(tmp_path)
     assert tree(tmp_path) == hf.expected
+
+
+def test_journals_that_others_remove_too(hf: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file that has just gone is no reason to stop, however often it happens."""
+    real, journals = shutil.rmtree, [f"{index}-of-9.jsonl" for index in range(9)]
+
+    def meets_another(path: Path) -> None:
+        if not journals:
+            real(path)
+            return
+        (path / journals.pop()).unlink()
+        raise FileNotFoundError(2, "No such file or directory")
+
+    parted(hf, tmp_path, 9)
+    monkeypatch.setattr(local.shutil, "rmtree", meets_another)
+    hf.finalize(tmp_path)
+    assert tree(tmp_path) == hf.expected
