@@ -21,11 +21,10 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, TypeVar
 
-import numpy as np
-
+from converter.c_order import as_bytes
 from converter.plan import BAND_BYTES, Bundle, Group, OutputFile, Plan, Run, band_bytes, bands, nbytes_of
 from converter.storage import Target, Writer
-from converter.tensor import Array, Box, LazyTensor, in_memory
+from converter.tensor import Box, LazyTensor, in_memory
 
 Finished = Callable[[str, int, str], None]  # (path, bytes, crc32c)
 Progress = Callable[[int], None]  # bytes written since the last call
@@ -176,9 +175,10 @@ def run(
             work.write_group(group)
 
 
-M_ARENA_MAX, M_MMAP_THRESHOLD = -8, -3  # glibc, malloc.h
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -3, -8  # glibc, malloc.h
 SMALL_BUDGET = 512 << 20  # below it a hundred MiB that malloc keeps for later are more than may be
 MAPPED_BYTES = 1 << 20  # an array of so many has pages of its own then, which go back to the system with it
+LARGEST_MAPPED = 32 << 20  # the most that glibc takes for it (malloc.c, HEAP_MAX_SIZE / 2)
 
 
 def _spare_memory(budget: int) -> None:
@@ -186,12 +186,15 @@ def _spare_memory(budget: int) -> None:
 
     glibc gives each thread a heap of its own: with two threads and a budget of 64 MiB that took 92 MiB instead of 29.
     From and to a bucket 32 threads took 290 MiB of one heap, and 65 with pages for each array; those cost twice the
-    processor time on a disk (docs/performance.md), so a budget that has room for it goes without.
+    processor time on a disk (docs/performance.md), so a budget that has room for it goes without: what is freed is
+    kept, because the system clears every page that it gives.
     """
     with suppress(AttributeError, OSError, TypeError):  # another C library
         ctypes.CDLL(None).mallopt(M_ARENA_MAX, 1)
-        if budget < SMALL_BUDGET:
-            ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, MAPPED_BYTES)
+        small = budget < SMALL_BUDGET
+        ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, MAPPED_BYTES if small else LARGEST_MAPPED)
+        if not small:
+            ctypes.CDLL(None).mallopt(M_TRIM_THRESHOLD, SMALL_BUDGET)
 
 
 @dataclass(frozen=True)
@@ -347,24 +350,3 @@ def _in_order(
         finally:
             for future in ahead:
                 future.cancel()
-
-
-def as_bytes(array: Array) -> memoryview:
-    """The elements in C order as plain bytes (bfloat16 exports no buffer itself); copies if not contiguous."""
-    return contiguous(array).reshape(-1).view(np.uint8).data
-
-
-# Elements of a tile that is transposed at a time. On 4096 x 4096 float32 this takes a quarter of numpy's time, which
-# walks down one column after the other; anything from (32, 128) to (128, 512) is about as good.
-TILE = (64, 256)
-
-
-def contiguous(array: Array) -> Array:
-    """The same elements in C order, the array itself where it is already; transposed views are copied in tiles."""
-    if array.ndim != 2 or array.flags.c_contiguous or array.strides[0] != array.itemsize:
-        return np.ascontiguousarray(array)
-    source, copy = array.T, np.empty(array.shape, array.dtype)
-    for i in range(0, source.shape[0], TILE[0]):
-        for j in range(0, source.shape[1], TILE[1]):
-            copy[j : j + TILE[1], i : i + TILE[0]] = source[i : i + TILE[0], j : j + TILE[1]].T
-    return copy

@@ -47,7 +47,7 @@ class OutputFile:
     segments: tuple[Segment, ...] = ()
     header: bytes = b""
 
-    @property
+    @cached_property
     def nbytes(self) -> int:
         return len(self.header) + sum(segment.nbytes for segment in self.segments)
 

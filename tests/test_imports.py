@@ -12,7 +12,7 @@ from conftest import ROOT
 # The rooms of `converter`, from the ground up: a module may import from layers before its own, and from its own room.
 LAYERS = (
     ("errors", "tensor"),
-    ("ops", "plan", "storage"),
+    ("c_order", "ops", "plan", "storage"),
     ("families",),
     ("checkpoint", "engine", "manifest"),
     ("parts",),

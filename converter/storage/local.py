@@ -295,7 +295,7 @@ def _held(file: int) -> Iterator[None]:
         fcntl.flock(file, fcntl.LOCK_UN)
 
 
-def _is(file: int, path: Path) -> bool:
+def _is(file: int, path: str | Path) -> bool:
     """Whether an open file is the one that lies there now."""
     try:
         return os.path.samestat(os.fstat(file), os.stat(path))
@@ -337,20 +337,22 @@ class LocalAppender:
 
 
 class LocalWriter:
-    """Writes `<folder>/.tmp-...`, renamed on commit."""
+    """Writes `<folder>/.tmp-...`, renamed on commit.
+
+    A model of tensor parallelism 8 is thousands of files, so a file costs as few calls of the system as it can.
+    """
 
     def __init__(self, path: Path) -> None:
         self.size = 0
-        self._path = path
+        self._path = os.fspath(path)
         self._crc = 0
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
             while True:
-                self._temporary = path.with_name(f"{TEMPORARY}{uuid.uuid4().hex[:12]}")
-                self._file = open(self._temporary, "xb", buffering=0)  # noqa: SIM115 (commit and abort close it)
-                if _locked(self._file.fileno(), self._temporary):
+                self._temporary = os.path.join(os.path.dirname(self._path), f"{TEMPORARY}{uuid.uuid4().hex[:12]}")
+                self._file = _create(self._temporary)
+                if _locked(self._file, self._temporary):
                     break
-                self._file.close()
+                os.close(self._file)
         except OSError as error:
             if error.errno in FULL:
                 raise io_error(error, path) from error
@@ -368,7 +370,7 @@ class LocalWriter:
         self._crc = crc32c.crc32c(view, self._crc)
         try:
             while view:
-                written = self._file.write(view)
+                written = os.write(self._file, view)
                 self.size += written
                 view = view[written:]
         except OSError as error:
@@ -378,24 +380,40 @@ class LocalWriter:
         """Give the file its name; returns its crc32c (8 hex digits). `durable` waits for the disk."""
         try:
             if durable:
-                os.fsync(self._file.fileno())
-            os.close(os.dup(self._file.fileno()))  # a disk on the network says here what it could not write
+                os.fsync(self._file)
+            os.close(os.dup(self._file))  # a disk on the network says here what it could not write
             os.replace(self._temporary, self._path)  # and the lock is held until it has its name
-            self._file.close()
+            self._close()
         except OSError as error:
             raise io_error(error, self._path) from error
         return f"{self._crc:08x}"
 
     def abort(self) -> None:
         """Leave nothing of it."""
-        self._file.close()
-        self._temporary.unlink(missing_ok=True)
+        self._close()
+        with suppress(FileNotFoundError):
+            os.unlink(self._temporary)
+
+    def _close(self) -> None:
+        file, self._file = self._file, -1
+        if file >= 0:
+            os.close(file)
+
+
+def _create(path: str) -> int:
+    """A new file, its folder made where it is not there: asked for only then."""
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+    try:
+        return os.open(path, flags, 0o666)
+    except FileNotFoundError:
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        return os.open(path, flags, 0o666)
 
 
 LOCKLESS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS)
 
 
-def _locked(file: int, path: Path) -> bool:
+def _locked(file: int, path: str) -> bool:
     """Lock a new file; False where somebody has cleared it away before that."""
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

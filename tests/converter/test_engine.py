@@ -21,7 +21,7 @@ from converter.engine import ByteBudget, CancelledError, Limits, run
 from converter.errors import SourceError
 from converter.plan import OutputFile, Plan, Segment
 from converter.storage import LocalStorage, Writer
-from converter.tensor import Box, LazyTensor, TensorSpec, dtype_named, leaf
+from converter.tensor import Box, LazyTensor, TensorSpec, leaf
 
 FP32 = np.dtype(np.float32)
 
@@ -456,11 +456,3 @@ def test_an_interrupt_stops_a_group_that_is_in_memory(tmp_path: Path, monkeypatc
     with pytest.raises(CancelledError):
         run(plan, LocalStorage(tmp_path), Limits(1 << 20, 1), (), lambda name, size, crc: None, interrupt)
     assert {path.name for path in tmp_path.iterdir()} <= {"a.0", "a.1"}, "the second bundle was begun"
-
-
-@pytest.mark.parametrize("shape", [(1, 1), (1, 700), (700, 1), (64, 256), (65, 257), (300, 700)])
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_a_transposed_view_is_copied_as_numpy_copies_it(shape: tuple[int, int], dtype: str) -> None:
-    array = np.arange(shape[0] * shape[1]).reshape(shape).astype(dtype_named(dtype))
-    for view in (array.T, array.T[: shape[1] // 2 + 1], array.T[:, : shape[0] // 2 + 1], array, array[:, ::2]):
-        assert bytes(engine.as_bytes(view)) == np.ascontiguousarray(view).tobytes()
