@@ -127,10 +127,19 @@ def test_a_finished_model_that_is_not_this_one(hf: Case, tmp_path: Path, monkeyp
     assert "found none" in hf.finalize(out, code=74)
 
 
-def test_parts_of_two_versions_of_this_program(hf: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    hf.run(tmp_path / "out", "0/2")
+def test_two_versions_of_this_program(hf: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Do not make one model, of parts or of one run that was stopped."""
+
+    def stopped(*arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    hf.run(tmp_path / "parts", "0/2")
+    with monkeypatch.context() as patch:
+        patch.setattr(engine, "run", stopped)
+        assert ftconvert(*hf.command(tmp_path / "run")).exit_code == 130
     monkeypatch.setattr("converter.manifest.tool_version", lambda: "9.9")
-    assert "tool_version" in refused(73, *hf.command(tmp_path / "out", "1/2"))
+    assert "tool_version" in refused(73, *hf.command(tmp_path / "parts", "1/2"))
+    assert "tool_version" in refused(73, *hf.command(tmp_path / "run"))
 
 
 def test_a_destination_that_changes_all_the_time(hf: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -187,18 +187,17 @@ def test_a_line_is_appended_under_a_lock(tmp_path: Path) -> None:
     path = tmp_path / "journal"
     path.write_bytes(b"head\n")
     one, other = (local.LocalStorage(tmp_path).appender("journal") for _ in range(2))
-    with open(path, "rb") as held:
+    with ThreadPoolExecutor(3) as pool, open(path, "rb") as held:
         fcntl.flock(held, fcntl.LOCK_EX)
-        with ThreadPoolExecutor(3) as pool:
-            waiting = [pool.submit(appender.append, b"line\n") for appender in (one, other)]
-            late = pool.submit(local.LocalStorage(tmp_path).appender, "journal")
-            time.sleep(0.1)
-            assert not any(future.done() for future in (*waiting, late))
-            assert path.read_bytes() == b"head\n"
-            fcntl.flock(held, fcntl.LOCK_UN)
-            for future in waiting:
-                future.result(timeout=10)
-            late.result(timeout=10).close()
+        waiting = [pool.submit(appender.append, b"line\n") for appender in (one, other)]
+        late = pool.submit(local.LocalStorage(tmp_path).appender, "journal")
+        time.sleep(0.1)
+        assert not any(future.done() for future in (*waiting, late))
+        assert path.read_bytes() == b"head\n"
+        fcntl.flock(held, fcntl.LOCK_UN)
+        for future in waiting:
+            future.result(timeout=10)
+        late.result(timeout=10).close()
     assert path.read_bytes() == b"head\nline\nline\n"
     one.close()
     other.close()
