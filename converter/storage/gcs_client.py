@@ -6,7 +6,6 @@ project's errors in one place, `translated`.
 
 from __future__ import annotations
 
-import http.client
 import json
 import re
 from collections.abc import Iterator
@@ -76,6 +75,8 @@ def translated(where: str, missing: str = "no such object", writing: bool = Fals
         OptionsError: no credentials, or none that are accepted.
         IncompleteError: the connection, or the bucket's own trouble, for longer than `PATIENCE`.
     """
+    from http.client import HTTPException
+
     import requests
     import urllib3
     from google.api_core.exceptions import GoogleAPIError
@@ -93,7 +94,7 @@ def translated(where: str, missing: str = "no such object", writing: bool = Fals
     except (
         requests.RequestException,
         urllib3.exceptions.HTTPError,
-        http.client.HTTPException,
+        HTTPException,
         ConnectionError,
     ) as error:
         raise _lost(type(error).__name__, where) from error

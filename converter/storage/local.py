@@ -11,7 +11,6 @@ import fcntl
 import hashlib
 import os
 import shutil
-import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import datetime, timezone
@@ -82,23 +81,14 @@ class LocalStorage:
 
     def files(self) -> dict[str, int]:
         """Every file below the folder but Python's bytecode: name -> bytes. Empty where the folder is not there."""
-        found = {}
-        for folder, folders, names in os.walk(self.root):
-            folders[:] = [name for name in folders if name != BYTECODE]
-            for name in names:
-                path, size = Path(folder, name), 0
-                with suppress(FileNotFoundError):
-                    size = path.stat().st_size
-                if size or os.path.lexists(path):  # else it has gone; a link to nowhere is there, with nothing to read
-                    found[path.relative_to(self.root).as_posix()] = size
-        return found
+        return {name: size for name, size, _ in _files(self.root)}
 
     def stamp(self, prefixes: str | tuple[str, ...]) -> str:
         """Digest of names, sizes and modification times of files: changes when one of them is written again."""
         digest = hashlib.sha256()
-        for name, size in sorted(self.files().items()):
+        for name, size, modified in sorted(_files(self.root)):
             if name.startswith(prefixes):
-                digest.update(f"{name}\0{size}\0{(self.root / name).stat().st_mtime_ns}\n".encode())
+                digest.update(f"{name}\0{size}\0{modified}\n".encode())
         return digest.hexdigest()
 
     def folders(self) -> list[str]:
@@ -235,6 +225,25 @@ class LocalStorage:
         return shutil.disk_usage(there).free
 
 
+def _files(folder: str | os.PathLike[str], below: str = "") -> Iterator[tuple[str, int, int]]:
+    """Each file below a folder: name, bytes, time of modification. A link to nowhere is one, with nothing to read."""
+    try:
+        with os.scandir(folder) as found:
+            entries = list(found)
+    except OSError:
+        return
+    for entry in entries:
+        name, known = below + entry.name, None
+        if entry.is_dir():
+            if entry.name != BYTECODE and not entry.is_symlink():
+                yield from _files(entry.path, f"{name}/")
+            continue
+        with suppress(FileNotFoundError):
+            known = entry.stat()
+        if known or entry.is_symlink():  # else it has gone
+            yield name, known.st_size if known else 0, known.st_mtime_ns if known else 0
+
+
 @contextmanager
 def _removing(path: Path) -> Iterator[None]:
     """Whatever the system says becomes one error; where another process was faster, that is as good."""
@@ -348,7 +357,7 @@ class LocalWriter:
         self._crc = 0
         try:
             while True:
-                self._temporary = os.path.join(os.path.dirname(self._path), f"{TEMPORARY}{uuid.uuid4().hex[:12]}")
+                self._temporary = os.path.join(os.path.dirname(self._path), f"{TEMPORARY}{os.urandom(6).hex()}")
                 self._file = _create(self._temporary)
                 if _locked(self._file, self._temporary):
                     break
