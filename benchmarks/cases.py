@@ -62,6 +62,7 @@ MEMORY_CASES = {
     "T5X gzip to FT, tensor parallel": CASES["gzip-tp"],
     "HF to FT": CASES["hf"],
     "HF with LoRA to FT": Case("hf", "hf-to-ft", lora=True),
+    "LLaMA-like HF to TensorRT-LLM, tensor parallel": CASES["trtllm-tp"],
 }
 PEERS = {"t5x": "t5x", "gzip": "t5x", "bf16": "t5x", "hf": "hf"}  # by kind
 

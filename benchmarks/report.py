@@ -34,6 +34,7 @@ def tables(found: dict[str, Any]) -> dict[str, str]:
         made["sizes"] = _sizes(found["conversions"])
     if found["memory"]:
         made["memory"] = _memory([row for rows in found["memory"].values() for row in rows])
+        made["flat"] = _flat(found["memory"])
     if found["startup"]:
         made["startup"] = _startup(found["startup"])
     if found["buckets"]:
@@ -126,7 +127,6 @@ def _memory(rows: list[dict[str, Any]]) -> str:
         "difference",
         "of what is allowed",
         "at most 1.25",
-        "seconds",
     ]
     return _table(
         head,
@@ -138,9 +138,24 @@ def _memory(rows: list[dict[str, Any]]) -> str:
                 f"{(row['peak'] - row['interpreter']) / MIB:,.0f}",
                 f"{row['of_allowed']:.2f}",
                 "yes" if row["of_allowed"] <= 1.25 else "**no**",
-                f"{row['seconds']:.1f}",
             ]
             for row in rows
+        ],
+    )
+
+
+def _flat(found: dict[str, list[dict[str, Any]]]) -> str:
+    """Peak above the interpreter's, a row for each case and budget, against the size of the model."""
+    rows: dict[tuple[str, int], dict[str, str]] = {}
+    for size, measured in found.items():
+        for row in measured:
+            taken = (row["peak"] - row["interpreter"]) / MIB
+            rows.setdefault((row["case"], row["budget"]), {})[size] = f"{taken:,.0f}"
+    return _table(
+        ["MiB above the interpreter's", "budget", *found],
+        [
+            [case, f"{budget / MIB:,.0f}", *(values.get(size, "") for size in found)]
+            for (case, budget), values in rows.items()
         ],
     )
 
