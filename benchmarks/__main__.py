@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from benchmarks import buckets, cases, report
-from benchmarks.measure import machine
+from benchmarks.measure import machine, remove
 from benchmarks.shapes import SIZES
 
 BUDGETS = (64 << 20, 256 << 20, 2 << 30)
@@ -91,6 +91,7 @@ def main(
             found["buckets"][size] = buckets.measured(folder, size, latency, bandwidth, repeats, BUDGETS, say)
         if results:
             results.write_text(json.dumps(found, indent=1) + "\n")
+    remove(folder / "out")  # only now: ext4 passes over what was deleted in the last minutes, see `discard`
     click.echo("\n\n".join(report.tables(found).values()))
     if docs:
         report.write_docs(found, Path(__file__).parents[1] / "docs")

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import make
-from benchmarks.measure import Measured, discard, measure, prepare, python, remove
+from benchmarks.measure import Measured, discard, measure, prepare, python
 from benchmarks.shapes import SIZES
 
 FTCONVERT = str(Path(sys.executable).with_name("ftconvert"))
@@ -108,7 +108,7 @@ def conversions(
                 prepare(out, source, cold)
                 runs[name].append(measure(command))
                 say(f"{size} {kind} {name}: {runs[name][-1].seconds:.2f} s, {runs[name][-1].peak_bytes >> 20} MiB")
-        remove(out)
+        discard(out)
         floors = [run.seconds for run in runs["floor"]]
         if kind == "gzip":
             floors = [floor + run.seconds for floor, run in zip(floors, runs["zlib"], strict=True)]
@@ -166,7 +166,7 @@ def memory(folder: Path, size: str, budgets: Sequence[int], say: Callable[[str],
             }
             rows.append(row)
             say(f"{size} {title} {budget >> 20} MiB: {(run.peak_bytes - own) >> 20} MiB, {row['of_allowed']:.2f}")
-    remove(folder / "out")
+    discard(folder / "out")
     return rows
 
 
@@ -187,7 +187,7 @@ def startup(folder: Path, size: str, repeats: int) -> dict[str, Any]:
                 float(measure(python("benchmarks.probe", "first-read", *command[1:])).output.split()[0]) - begun
             )
         found[name] = spread(seconds)
-    remove(folder / "out")
+    discard(folder / "out")
     return found
 
 
@@ -200,5 +200,5 @@ def profile(folder: Path, size: str, names: Sequence[str]) -> dict[str, Any]:
         prepare(folder / "out", source, cold=False)
         run = measure(python("benchmarks.probe", "profile", *case.command(folder, size, "-j", 1)[1:]))
         found[name] = json.loads(run.output)
-    remove(folder / "out")
+    discard(folder / "out")
     return found

@@ -346,19 +346,17 @@ class LocalAppender:
 
 
 class LocalWriter:
-    """Writes `<folder>/.tmp-...`, renamed on commit.
-
-    A model of tensor parallelism 8 is thousands of files, so a file costs as few calls of the system as it can.
-    """
+    """Writes `<folder>/.tmp-...`, renamed on commit."""
 
     def __init__(self, path: Path) -> None:
         self.size = 0
         self._path = os.fspath(path)
         self._crc = 0
         try:
+            path.parent.mkdir(parents=True, exist_ok=True)
             while True:
                 self._temporary = os.path.join(os.path.dirname(self._path), f"{TEMPORARY}{os.urandom(6).hex()}")
-                self._file = _create(self._temporary)
+                self._file = os.open(self._temporary, NEW, 0o666)
                 if _locked(self._file, self._temporary):
                     break
                 os.close(self._file)
@@ -409,16 +407,7 @@ class LocalWriter:
             os.close(file)
 
 
-def _create(path: str) -> int:
-    """A new file, its folder made where it is not there: asked for only then."""
-    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
-    try:
-        return os.open(path, flags, 0o666)
-    except FileNotFoundError:
-        os.makedirs(os.path.dirname(path), exist_ok=True)
-        return os.open(path, flags, 0o666)
-
-
+NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
 LOCKLESS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS)
 
 
