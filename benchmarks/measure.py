@@ -48,6 +48,8 @@ def measure(command: Sequence[str], environment: dict[str, str] | None = None) -
     Raises:
         FailedError: it did.
     """
+    environment = {**(os.environ if environment is None else environment)}
+    environment.pop("PYTHONDONTWRITEBYTECODE", None)  # what pip has installed is compiled
     started = time.monotonic()
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
     peak = 0

@@ -6,12 +6,7 @@ python -m benchmarks.probe profile ARGUMENTS...        JSON: seconds of the work
 
 from __future__ import annotations
 
-import contextlib
-import cProfile
-import io
-import json
 import os
-import pstats
 import sys
 import threading
 import time
@@ -56,6 +51,12 @@ def first_read(arguments: list[str]) -> None:
 
 def profile(arguments: list[str]) -> None:
     """Own time of every function in the worker threads, by kind."""
+    import contextlib  # here: what is measured above does not import them
+    import cProfile
+    import io
+    import json
+    import pstats
+
     profilers: list[cProfile.Profile] = []
 
     def begin(*event: object) -> None:

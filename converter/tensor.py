@@ -79,7 +79,8 @@ class Box:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        return tuple(max(0, stop - start) for start, stop in zip(self.start, self.stop, strict=True))
+        ranges = zip(self.start, self.stop, strict=True)
+        return tuple([stop - start if stop > start else 0 for start, stop in ranges])
 
     @property
     def size(self) -> int:

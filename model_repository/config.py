@@ -9,9 +9,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from google.protobuf import text_format
-from tritonclient.grpc.model_config_pb2 import BatchInput, DataType, ModelConfig, ModelInput, ModelInstanceGroup
 
 from converter.errors import SourceError
+from model_repository.messages import BatchInput, DataType, ModelConfig, ModelInput, ModelInstanceGroup
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from tritonclient.grpc.model_config_pb2 import DataType, ModelConfig
 
 from converter.checkpoint import Companions
 from converter.errors import OptionsError, SourceError
@@ -27,6 +26,7 @@ from converter.formats import huggingface
 from converter.formats.outside import load_json
 from model_repository import models, settings
 from model_repository.config import Tensor, add_inputs, add_outputs, add_parameters, new_model
+from model_repository.messages import DataType, ModelConfig
 from model_repository.models import text
 from model_repository.repository import NO_FILES, Model
 

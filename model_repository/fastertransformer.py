@@ -11,8 +11,6 @@ import json
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from tritonclient.grpc.model_config_pb2 import DataType, ModelConfig
-
 from converter.convert import WEIGHTS, Request, convert, prepare
 from converter.errors import OptionsError, SourceError
 from converter.families import family_named
@@ -32,6 +30,7 @@ from model_repository.config import (
     scalar,
 )
 from model_repository.ensemble import Speech, text_models, tokenizer_files, warmup
+from model_repository.messages import DataType, ModelConfig
 from model_repository.repository import add_models, check_free, check_replaceable, clear
 from model_repository.settings import BATCHING, MOST_TOKENS, TEXT, as_text, check_beside, one_of, read, tune, whole
 

@@ -9,8 +9,6 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from tritonclient.grpc.model_config_pb2 import ModelConfig
-
 from converter import manifest
 from converter.errors import Problem, SourceError, SourceMissingError, report
 from converter.formats import folder
@@ -20,6 +18,7 @@ from converter.storage import TEMPORARY, Storage
 from converter.verify import missing
 from model_repository import versions
 from model_repository.config import parse
+from model_repository.messages import ModelConfig
 from model_repository.versions import VERSION, digest_of, numbers, pinned
 
 

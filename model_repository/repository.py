@@ -9,13 +9,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from tritonclient.grpc.model_config_pb2 import ModelConfig
-
 from converter.claims import temporary
 from converter.errors import DestinationError
 from converter.manifest import CONFIG_PBTXT, KEPT, PUBLISH
 from converter.storage import Storage
 from model_repository.config import emit
+from model_repository.messages import ModelConfig
 
 # For a version without files of its own: a bucket has no empty folders, and Triton serves no version without one. An
 # object named `<name>/1/` would not do (measured).

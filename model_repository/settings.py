@@ -10,9 +10,8 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from tritonclient.grpc.model_config_pb2 import ModelConfig
-
 from converter.errors import OptionsError, UsageError
+from model_repository.messages import ModelConfig
 
 KEY = re.compile(r"[A-Za-z_][A-Za-z0-9_.]*")
 SURROGATE = re.compile("[\\ud800-\\udfff]")  # bytes of a command line that are no UTF-8; or such an escape in JSON

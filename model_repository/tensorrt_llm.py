@@ -10,8 +10,6 @@ import hashlib
 from collections.abc import Sequence
 from pathlib import PurePosixPath
 
-from tritonclient.grpc.model_config_pb2 import ModelConfig
-
 from converter import manifest
 from converter.convert import checked_name
 from converter.errors import OptionsError
@@ -21,6 +19,7 @@ from converter.storage import open_storage
 from model_repository.build import Wanted, served_path
 from model_repository.config import Tensor, add_inputs, add_outputs, add_parameters, new_model, scalar
 from model_repository.ensemble import Speech, bls, text_models, tokenizer_files, warmup
+from model_repository.messages import ModelConfig
 from model_repository.repository import NO_FILES, Model, add_models
 from model_repository.settings import (
     BATCHING,

@@ -7,14 +7,13 @@
 
 from __future__ import annotations
 
-from tritonclient.grpc.model_config_pb2 import ModelInstanceGroup
-
 from converter.formats import huggingface
 from converter.storage import open_storage
 from model_repository import hub_model
 from model_repository.build import Wanted
 from model_repository.config import Tensor, add_inputs, add_outputs, add_parameters, new_model
 from model_repository.ensemble import FOLDER, SCRIPTS
+from model_repository.messages import ModelInstanceGroup
 from model_repository.repository import add_model
 from model_repository.settings import BATCHING, MOST_TOKENS, one_of, read, tune, whole
 

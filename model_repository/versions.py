@@ -17,8 +17,6 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from tritonclient.grpc.model_config_pb2 import ModelConfig
-
 from converter import manifest
 from converter.errors import SourceError, SourceMissingError
 from converter.formats import folder
@@ -27,6 +25,7 @@ from converter.parts import under_way
 from converter.storage import TEMPORARY, Storage
 from converter.verify import missing
 from model_repository.config import emit, parse
+from model_repository.messages import ModelConfig
 
 VERSION = re.compile(r"[1-9]\d*")  # the names of folders that Triton takes for versions
 DIGEST = "manifest_sha256"  # parameter of config.pbtxt: which weights these are

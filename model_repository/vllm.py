@@ -15,8 +15,6 @@ from collections.abc import Mapping
 from difflib import get_close_matches
 from typing import Any
 
-from tritonclient.grpc.model_config_pb2 import ModelConfig, ModelInstanceGroup
-
 from converter.errors import OptionsError, UsageError
 from converter.formats import lora
 from converter.formats.outside import load_json
@@ -25,6 +23,7 @@ from model_repository import hub_model
 from model_repository.backends.vllm import engine_args
 from model_repository.build import Wanted
 from model_repository.config import add_parameters, new_model
+from model_repository.messages import ModelConfig, ModelInstanceGroup
 from model_repository.repository import add_model
 from model_repository.settings import FRACTION, SWITCH, Setting, as_text, one_of, read, whole
 

@@ -19,7 +19,8 @@ TensorStore, kvstore/ocdbt.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 from urllib.parse import unquote
 
@@ -100,7 +101,8 @@ def read(folder: Storage, index: bytes, files: Mapping[str, int], model: str) ->
     if ocdbt:
         place, problems = _ocdbt(state, there, not stores_fill, model)
     else:
-        place = zarr.Place(str(state), there, state.read, state.kvstore, state, absent_is_fill=not stores_fill)
+        read_each = partial(state.each, state.read)
+        place = zarr.Place(str(state), there, read_each, state.kvstore, state, absent_is_fill=not stores_fill)
         problems = []
     names = [name for name, kind in leaves.items() if kind in ARRAYS]
     found = zarr.arrays(names, place, METADATA, leaves, model)
@@ -151,9 +153,12 @@ def _ocdbt(
     except (ValueError, RuntimeError) as error:
         raise zarr_chunks.tensorstore_error(error, where) from error
 
-    def read(key: str) -> bytes:
+    def read(keys: Sequence[str]) -> list[bytes]:
+        return [read_value(key, answer) for key, answer in [(key, store.read(key)) for key in keys]]
+
+    def read_value(key: str, answer: Any) -> bytes:
         try:
-            value: bytes = store.read(key).result().value
+            value: bytes = answer.result().value
         except (ValueError, RuntimeError) as error:
             raise zarr_chunks.tensorstore_error(error, f"{where}/{key}") from error
         return value

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from converter.errors import Problem, SourceError, SourceMissingError, report
@@ -27,7 +26,6 @@ from converter.tensor import LazyTensor
 
 READERS = {".safetensors": safetensors.tensors, ".bin": torch_bin.tensors}
 INDEX = ".index.json"
-REQUESTS = 8  # headers read at the same time; each is a request or two to a bucket
 MEND = "Copy or save the model again."
 
 
@@ -114,8 +112,7 @@ def _read_shards(storage: Storage, files: Mapping[str, int], kind: str, stem: st
         except SourceError as error:
             return error
 
-    with ThreadPoolExecutor(REQUESTS) as pool:
-        results = dict(zip(present, pool.map(opened, present), strict=True))
+    results = dict(zip(present, storage.each(opened, present), strict=True))
     damaged = [str(result) for result in results.values() if isinstance(result, SourceError)]
     shards = {shard: result for shard, result in results.items() if not isinstance(result, SourceError)}
     problems += _compare(stated, {shard: tensors for shard, (tensors, _) in shards.items()}, where)

@@ -12,6 +12,7 @@ Source of the facts: google-research/t5x, checkpoints.py; flax, serialization.py
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -40,7 +41,7 @@ def read(storage: Storage, index: bytes, files: Mapping[str, int], model: str) -
     """
     leaves = {f"{model}{name}": value for name, value in _target(index, storage).items()}
     specs = {name: value for name, value in leaves.items() if isinstance(value, dict)}
-    place = zarr.Place(str(storage), files, storage.read, storage.kvstore, storage)
+    place = zarr.Place(str(storage), files, partial(storage.each, storage.read), storage.kvstore, storage)
     found = zarr.arrays(specs, place, "the index", leaves, model)
     for name, value in leaves.items():
         if isinstance(value, np.ndarray):

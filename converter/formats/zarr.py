@@ -13,9 +13,9 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Collection, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -27,7 +27,6 @@ from converter.storage import Storage
 from converter.tensor import DTYPES, LazyTensor, TensorSpec, dtype_named
 
 METADATA = ".zarray"
-READERS = 16  # small reads at a time: in a bucket each one waits for an answer
 
 
 @dataclass(frozen=True)
@@ -37,7 +36,7 @@ class Place:
     Attributes:
         path: for messages.
         files: name -> bytes of every chunk and every `.zarray`.
-        read: the bytes of one of them.
+        read: the bytes of several of them.
         kvstore: TensorStore's key-value store for one array.
         storage: where these files lie; None for the values of a key-value store.
         context: resources that all its arrays share in TensorStore.
@@ -46,7 +45,7 @@ class Place:
 
     path: str
     files: Mapping[str, int]
-    read: Callable[[str], bytes]
+    read: Callable[[Sequence[str]], list[bytes]]
     kvstore: Callable[[str], Mapping[str, Any]]
     storage: Storage | None = None
     context: Any = None
@@ -73,8 +72,7 @@ def arrays(names: Collection[str], place: Place, index: str, known: Collection[s
         chunks.setdefault(folder, {})[chunk] = size
     found = Arrays()
     there = [name for name in names if 0 < chunks.get(name, {}).get(METADATA, 0) <= SMALL]
-    with ThreadPoolExecutor(READERS) as pool:
-        metadata = dict(zip(there, pool.map(lambda name: place.read(f"{name}/{METADATA}"), there), strict=True))
+    metadata = dict(zip(there, place.read([f"{name}/{METADATA}" for name in there]), strict=True))
     for name in names:
         if name in metadata:
             _array(found, name, metadata[name], chunks[name], place)
@@ -134,6 +132,7 @@ def _array(found: Arrays, name: str, metadata: bytes, chunks: Mapping[str, int],
     found.tensors[name] = _tensor(name, spec, grain, separator, compressor, place, name in found.filled)
 
 
+@cache
 def element_type(name: str) -> np.dtype[Any]:
     """Raises ValueError for what is not little-endian float32, float16 or bfloat16."""
     dtype = dtype_named(name)

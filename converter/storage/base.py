@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import AbstractContextManager
 from datetime import datetime
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 Buffer = bytes | bytearray | memoryview
 TEMPORARY = ".tmp-"  # prefix of files that are being written; removed when a conversion resumes
 # What Python leaves beside a model.py that a server has loaded, whatever its environment says: part of nothing. It is
 # never listed, so never checked, published or in anybody's way; it goes with the folder that it lies in.
 BYTECODE = "__pycache__"
+
+T = TypeVar("T")
 
 
 class Writer(Protocol):
@@ -89,6 +91,9 @@ class Storage(Target, Protocol):
 
     def read(self, name: str, start: int = 0, size: int | None = None) -> bytes:
         """Bytes of a file, `size` of them from `start` (all without a size)."""
+
+    def each(self, work: Callable[[str], T], names: Collection[str]) -> list[T]:
+        """`work`, which reads little, for each of these files, in their order; at a time as many as is fast here."""
 
     def kvstore(self, name: str) -> Mapping[str, Any]:
         """TensorStore's key-value store for a folder below."""

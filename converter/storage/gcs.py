@@ -10,7 +10,7 @@ import base64
 import hashlib
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext, suppress
 from datetime import datetime
@@ -28,7 +28,7 @@ from converter.errors import (
     UsageError,
 )
 from converter.storage import gcs_client
-from converter.storage.base import BYTECODE, Buffer, Storage
+from converter.storage.base import BYTECODE, Buffer, Storage, T
 from converter.storage.gcs_client import AGAIN, TIMEOUT, damaged, translated
 
 SCHEME = "gs://"
@@ -180,6 +180,11 @@ class BucketStorage:
         if size is not None and len(data) != size:
             raise SourceError(f"{self.path(name)}: expected {size} bytes from offset {start}, found {len(data)}")
         return data
+
+    def each(self, work: Callable[[str], T], names: Collection[str]) -> list[T]:
+        """Side by side: each of them waits for an answer or two."""
+        with ThreadPoolExecutor(JOBS) as pool:
+            return list(pool.map(work, names))
 
     def writer(self, name: str, kept: int | None = None) -> BucketWriter:
         """A new object; it appears when it is committed. It keeps 256 KiB in any case."""

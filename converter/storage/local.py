@@ -11,7 +11,7 @@ import fcntl
 import hashlib
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
 from datetime import datetime, timezone
 from pathlib import Path
@@ -27,7 +27,7 @@ from converter.errors import (
     SourceError,
     SourceMissingError,
 )
-from converter.storage.base import BYTECODE, TEMPORARY, Buffer, Storage
+from converter.storage.base import BYTECODE, TEMPORARY, Buffer, Storage, T
 
 BLOCK = 8 << 20  # bytes read at a time for a checksum
 TIMES = 5  # that a folder is removed which others write into
@@ -118,6 +118,10 @@ class LocalStorage:
         if size is not None and len(data) != size:
             raise SourceError(f"{self.path(name)}: expected {size} bytes from offset {start}, found {len(data)}")
         return data
+
+    def each(self, work: Callable[[str], T], names: Collection[str]) -> list[T]:
+        """One after the other: a small file takes 30 us, and with threads that wait for each other five times that."""
+        return [work(name) for name in names]
 
     def writer(self, name: str, kept: int = 0) -> LocalWriter:
         """A new file; it appears under its name when it is committed."""

@@ -11,10 +11,9 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
-from tritonclient.grpc.model_config_pb2 import DataType, ModelConfig, ModelInstanceGroup
-
 from converter.manifest import CONFIG_PBTXT, MANIFEST, PARTS
 from converter.storage import LocalStorage, Storage
+from model_repository.messages import DataType, ModelConfig, ModelInstanceGroup
 from model_repository.rules.places import line_of
 
 ERROR, WARNING = "error", "warning"

@@ -96,7 +96,7 @@ def test_help_comes_at_once(words: tuple[str, ...]) -> None:
 
 
 def test_converting_needs_no_framework(source: Path, tmp_path: Path) -> None:
-    heavy = "torch,jax,jaxlib,flax,transformers,tensorflow,t5x,pandas,scipy"
+    heavy = "torch,jax,jaxlib,flax,transformers,tensorflow,t5x,pandas,scipy,grpc,requests"
     imports_none_of(heavy, "jax-to-ft", source, tmp_path / "out", "--model", "ul2")
     imports_none_of(heavy, "verify", tmp_path / "out", "--source", source)
     imports_none_of(heavy, "inspect", tmp_path / "out")

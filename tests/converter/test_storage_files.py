@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import os
+import threading
 from pathlib import Path
 
-from converter.storage import LocalStorage
+import pytest
+
+from converter.errors import SourceMissingError
+from converter.storage import LocalStorage, open_storage
 
 
 def test_files_of_a_folder(tmp_path: Path) -> None:
@@ -38,3 +42,23 @@ def test_a_stamp_changes_with_what_is_written_again(tmp_path: Path) -> None:
     assert storage.stamp("model") == before
     (tmp_path / "model-2").rename(tmp_path / "model-3")
     assert storage.stamp("model") != before
+
+
+@pytest.mark.parametrize("kind", ["disk", "bucket"])
+def test_small_files_come_in_the_order_of_their_names(
+    kind: str, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    storage = open_storage(str(tmp_path) if kind == "disk" else request.getfixturevalue("bucket") + "/many")
+    names = [str(number) for number in range(40, 0, -1)]
+    for name in names:
+        storage.write(name, name.encode())
+    assert storage.each(storage.read, names) == [name.encode() for name in names]
+    assert storage.each(storage.read, []) == []
+    with pytest.raises(SourceMissingError, match="none"):
+        storage.each(storage.read, [*names, "none"])
+
+
+def test_small_files_of_a_bucket_are_asked_for_side_by_side(bucket: str) -> None:
+    """Each of them waits until another one is under way."""
+    storage, both = open_storage(f"{bucket}/many"), threading.Barrier(2)
+    assert sorted(storage.each(lambda name: both.wait(timeout=30), ["a", "b"])) == [0, 1]

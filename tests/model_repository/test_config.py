@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +29,22 @@ def test_the_text_parses_back_to_the_same_message() -> None:
     text = config.emit(t5())
     assert config.parse(text, "here") == t5()
     assert text == config.emit(config.parse(text, "here"))
+
+
+@pytest.mark.parametrize("first", ["model_repository.messages", "tritonclient.grpc.model_config_pb2"])
+def test_messages_are_those_of_the_client(first: str) -> None:
+    """Whoever comes first: the client's package is not needed for them, and takes the same ones when it comes."""
+    text = (
+        f"import sys, {first}\n"
+        "print('grpc' in sys.modules)\n"
+        "import tritonclient.grpc\n"
+        "from model_repository import messages\n"
+        "from tritonclient.grpc import model_config_pb2, service_pb2\n"
+        "print(messages.ModelConfig is model_config_pb2.ModelConfig)\n"
+        "print(type(service_pb2.ModelConfigResponse().config) is messages.ModelConfig)\n"
+    )
+    result = subprocess.run([sys.executable, "-c", text], capture_output=True, text=True, check=True)
+    assert result.stdout.split() == [str(first.startswith("tritonclient")), "True", "True"]
 
 
 def test_what_the_backend_reads() -> None:
