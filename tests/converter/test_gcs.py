@@ -169,6 +169,32 @@ def test_a_download_that_is_cut_goes_on(bucket: str, proxy: Proxy) -> None:
         assert storage.read("x", start, size) == data[start : size and start + size]
 
 
+@pytest.mark.parametrize("part", [(), (0, 4_000_000), (1, 3_000_000)])
+def test_memory_of_a_download(bucket: str, monkeypatch: pytest.MonkeyPatch, part: tuple[int, ...]) -> None:
+    """It is kept once, and comes in one piece: the client's pieces of 8 KiB take three times the processor."""
+    storage, data = open_storage(f"{bucket}/a"), np.random.default_rng(0).bytes(4_000_000)
+    storage.write("x", data)
+    storage.read("x", 0, 1)  # whatever is loaded then
+    pieces: list[int] = []
+
+    class Noting(gcs._Came):
+        def write(self, data: bytes) -> None:
+            pieces.append(len(data))
+            super().write(data)
+
+    monkeypatch.setattr(gcs, "_Came", Noting)
+    tracemalloc.start()
+    try:
+        found = storage.read("x", *part)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    start, size = part or (0, len(data))
+    assert found == data[start : start + size]
+    assert pieces == [size]
+    assert peak < 1.2 * size
+
+
 def test_what_changes_a_stamp(bucket: str) -> None:
     storage = open_storage(f"{bucket}/a")
     storage.write("target.x/0", b"1")
