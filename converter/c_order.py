@@ -29,7 +29,7 @@ def contiguous(array: Array) -> Array:
     """The same elements in C order, the array itself where it is already."""
     if array.flags.c_contiguous or array.ndim < 2:
         return np.ascontiguousarray(array)
-    fastest = int(np.argmin(array.strides))
+    fastest = array.strides.index(min(array.strides))
     small = array.shape[fastest] * array.shape[-1] < ROWS * COLUMNS
     if fastest == array.ndim - 1 or array.strides[fastest] != array.itemsize or small:
         return np.ascontiguousarray(array)

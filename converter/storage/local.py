@@ -125,7 +125,7 @@ class LocalStorage:
 
     def writer(self, name: str, kept: int = 0) -> LocalWriter:
         """A new file; it appears under its name when it is committed."""
-        return LocalWriter(self.root / name)
+        return LocalWriter(os.path.join(self.root, name))
 
     def write(self, name: str, data: bytes) -> None:
         """A small file, whole or not at all, on disk when this returns."""
@@ -320,7 +320,7 @@ class LocalAppender:
     """Appends to a file, every record at once and under a lock: NFS machines have their own ideas of where it ends."""
 
     def __init__(self, path: Path) -> None:
-        self._path = path
+        self._path = os.fspath(path)
         try:
             self._file = os.open(path, os.O_RDWR | os.O_APPEND)
             with _held(self._file):
@@ -352,14 +352,14 @@ class LocalAppender:
 class LocalWriter:
     """Writes `<folder>/.tmp-...`, renamed on commit."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: str) -> None:
         self.size = 0
-        self._path = os.fspath(path)
+        self._path, folder = path, os.path.dirname(path)
         self._crc = 0
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
+            os.makedirs(folder, exist_ok=True)
             while True:
-                self._temporary = os.path.join(os.path.dirname(self._path), f"{TEMPORARY}{os.urandom(6).hex()}")
+                self._temporary = os.path.join(folder, f"{TEMPORARY}{os.urandom(6).hex()}")
                 self._file = os.open(self._temporary, NEW, 0o666)
                 if _locked(self._file, self._temporary):
                     break
