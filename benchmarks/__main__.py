@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from benchmarks import buckets, cases, report
-from benchmarks.measure import machine, remove
+from benchmarks.measure import discard, forget, machine
 from benchmarks.shapes import SIZES
 
 BUDGETS = (64 << 20, 256 << 20, 2 << 30)
@@ -69,6 +69,7 @@ def main(
     def say(line: str) -> None:
         click.echo(line, err=True)
 
+    forget(folder / "out")
     folder.mkdir(parents=True, exist_ok=True)
     found: dict[str, Any] = {part: {} for part in PARTS}
     if results and results.is_file():
@@ -91,7 +92,7 @@ def main(
             found["buckets"][size] = buckets.measured(folder, size, latency, bandwidth, repeats, BUDGETS, say)
         if results:
             results.write_text(json.dumps(found, indent=1) + "\n")
-    remove(folder / "out")  # only now: ext4 passes over what was deleted in the last minutes, see `discard`
+    discard(folder / "out")
     click.echo("\n\n".join(report.tables(found).values()))
     if docs:
         report.write_docs(found, Path(__file__).parents[1] / "docs")

@@ -23,7 +23,7 @@ from typing import Any
 
 from benchmarks import make
 from benchmarks.cases import FTCONVERT, spread
-from benchmarks.measure import Measured, measure, python, remove
+from benchmarks.measure import Measured, discard, measure, python
 from benchmarks.shapes import SIZES
 
 BUCKET = "benchmark"
@@ -163,14 +163,14 @@ def measured(
             return row
 
         def empty() -> None:
-            remove(out)
+            discard(out)
             measure(python("benchmarks.buckets", "remove", BUCKET, "out"), server.direct)
 
         for kind in ("hf", "t5x"):
             for one in ("tiny", size):
                 source = make.checkpoint(folder, one, kind)
                 measure(python("benchmarks.buckets", "upload", source, BUCKET, f"{one}-{kind}"), server.direct)
-        remove(files)
+        discard(files)
         command = Case("hf", False, False).command(folder, size)
         measure([str(files) if part == str(out) else part for part in command])
         written = sum(path.is_file() for path in files.rglob("*"))
@@ -213,7 +213,7 @@ def measured(
                 difference = (one.peak_bytes - own) >> 20
                 say(f"{size} {case.title} {budget >> 20} MiB: {difference} MiB, {row['of_allowed']:.2f}")
         empty()
-        remove(files)
+        discard(files)
     return {"latency": latency, "bytes_per_second": bytes_per_second, "rows": rows, "memory": memory}
 
 

@@ -20,6 +20,7 @@ import psutil
 
 SAMPLE, TREE_SAMPLE = 0.01, 0.1  # seconds between looks at the process, and at its children
 BLOCK = 8 << 20
+FORGOTTEN = 65  # seconds: RECENTCY_MIN of ext4's ialloc.c and a little; 360 of what is not yet on the disk
 LEFT_FREE = 1500 << 20  # the kernel keeps about 1 GiB free by itself
 
 
@@ -151,6 +152,14 @@ def remove(outputs: Path) -> None:
     """The outputs, and everything that was put aside."""
     shutil.rmtree(outputs, ignore_errors=True)
     shutil.rmtree(outputs.with_name("aside"), ignore_errors=True)
+
+
+def forget(outputs: Path) -> None:
+    """Remove what earlier benchmarks have left, and wait until ext4 has forgotten it."""
+    if outputs.is_dir() or outputs.with_name("aside").is_dir():
+        remove(outputs)
+        os.sync()
+        time.sleep(FORGOTTEN)
 
 
 def _fill_cache(filler: Path) -> None:

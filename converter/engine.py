@@ -299,7 +299,8 @@ class _Files:
         writer = self._open.get(file.path)
         if writer is None:
             writer = self._open[file.path] = self._run.storage.writer(file.path, self._kept)
-            writer.write(file.header)
+            if file.header:
+                writer.write(file.header)
         writer.write(data)
         if writer.size == file.nbytes:
             crc32c = writer.commit()

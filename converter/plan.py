@@ -339,8 +339,9 @@ def bands(tensor: LazyTensor, limit: int) -> Iterator[Box]:
     limit of 2,600 gives (2,600 - 640) // 96 = 20 rows.
     """
     rows = tensor.spec.shape[0] if tensor.spec.shape else 1
-    row = band_bytes(tensor, 2) - band_bytes(tensor, 1)
-    step = max(1, (limit - band_bytes(tensor, 1)) // max(1, row) + 1)
+    first = band_bytes(tensor, 1)
+    row = band_bytes(tensor, 2) - first
+    step = max(1, (limit - first) // max(1, row) + 1)
     if step >= grain_rows(tensor):
         step -= step % grain_rows(tensor)
     for start in range(0, rows, step):
