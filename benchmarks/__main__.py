@@ -69,7 +69,8 @@ def main(
     def say(line: str) -> None:
         click.echo(line, err=True)
 
-    forget(folder / "out")
+    if parts:
+        forget(folder / "out")
     folder.mkdir(parents=True, exist_ok=True)
     found: dict[str, Any] = {part: {} for part in PARTS}
     if results and results.is_file():
