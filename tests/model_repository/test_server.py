@@ -181,9 +181,10 @@ def test_a_killed_server_takes_its_stubs_and_memory_along(tmp_path: Path) -> Non
 
 
 SERVE = """
-import sys
+import signal, sys
 from converter.errors import FtconvertError
 from model_repository.server import serve
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # also where the tests run below nohup
 try:
     code = serve(sys.argv[1], grpc_port=0, http_port=0, metrics_port=0, address="127.0.0.1", mode="none")
 except FtconvertError as error:
