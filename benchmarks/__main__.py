@@ -89,8 +89,10 @@ def main(
             found["profile"].setdefault(size, {}).update(
                 cases.profile(folder, size, [n for n in names if n in PROFILED])
             )
-        if "buckets" in parts:
-            found["buckets"][size] = buckets.measured(folder, size, latency, bandwidth, repeats, BUDGETS, say)
+        if results:
+            results.write_text(json.dumps(found, indent=1) + "\n")
+    for size in sizes if "buckets" in parts else ():  # last: a server's files are deleted, see `discard`
+        found["buckets"][size] = buckets.measured(folder, size, latency, bandwidth, repeats, BUDGETS, say)
         if results:
             results.write_text(json.dumps(found, indent=1) + "\n")
     discard(folder / "out")

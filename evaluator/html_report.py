@@ -53,7 +53,7 @@ class Material:
 def require_packages() -> None:
     """Before anything is sent. Raises OptionsError naming what is not installed."""
     try:
-        import jinja2  # noqa: F401
+        import jinja2  # noqa: F401 (only whether it is there)
     except ImportError as error:
         raise missing_package("jinja2", NAME) from error
 

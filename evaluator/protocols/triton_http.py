@@ -175,7 +175,7 @@ async def connect(connection: Connection) -> AsyncIterator[TritonHttp]:
         OptionsError: what answers is no Triton, or the model is not supported.
     """
     try:
-        import tritonclient.grpc  # noqa: F401
+        import tritonclient.grpc  # noqa: F401 (only whether it is there)
     except ImportError as error:
         raise missing_package("tritonclient[grpc]", "what a Triton model says of itself") from error
     url = http.base_url(connection, r"/v2(/.*)?")
