@@ -26,6 +26,7 @@ from evaluator.records import Sample
 from evaluator.tokenizers import Prompt, Tokenizer
 
 WRITTEN_S = 0.02  # after which an answer is on disk: what a killed run may have to ask again
+COUNTED_S = 0.1  # after which Triton has counted an answer that is here already; on a busy machine it takes some ms
 
 # rows, how many of them are done, what is done -> with bar as advance: advance()
 ProgressBar = Callable[[int, int, str], AbstractContextManager[Callable[[], None]]]
@@ -134,7 +135,7 @@ async def _run(plan: Plan, at: Load, requests: Sequence[Request], endpoint: Endp
         records.sample_log(path, kept, finished, soon) as log,
         progress_bar(len(requests), len(kept), at.name) as advance,
     ):
-        observed = await endpoint.statistics() if isinstance(endpoint, Observed) else None
+        observed = await _statistics(endpoint)
         began, cpu = time.perf_counter(), time.process_time()
         offset = time.time() - plan.started_at.timestamp() - began
 
@@ -150,8 +151,16 @@ async def _run(plan: Plan, at: Load, requests: Sequence[Request], endpoint: Endp
             moments = load.moments(len(contents), at.value, options.arrival, options.seed)
             await load.open_loop(contents, endpoint.send, moments, options.retries, completed)
         wall_s, cpu_s = time.perf_counter() - began, time.process_time() - cpu
-        server = await endpoint.statistics(observed) if isinstance(endpoint, Observed) else None
+        server = await _statistics(endpoint, observed)
     return Run(at, path.name, log.in_order(), began + offset, wall_s, cpu_s, len(kept), resent, server)
+
+
+async def _statistics(endpoint: Endpoint, since: Any = None) -> Any:
+    """The server's counters, None where it has none. Triton counts a request after answering it: it gets a moment."""
+    if not isinstance(endpoint, Observed):
+        return None
+    await asyncio.sleep(COUNTED_S)
+    return await endpoint.statistics(since)
 
 
 def _sample(

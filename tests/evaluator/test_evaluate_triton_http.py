@@ -13,6 +13,7 @@ from servers import raw
 
 from evaluator.errors import EvaluateError, NotFoundError, OptionsError
 from evaluator.explain import explain
+from evaluator.measure import COUNTED_S
 from evaluator.protocols import http, triton_http
 from evaluator.protocols.base import Answer, Connection, Endpoint, RequestError, ServedModel
 from evaluator.protocols.choose import choose
@@ -102,9 +103,11 @@ def test_the_grpc_port_is_no_place_for_http(triton: Any) -> None:
 
 def test_the_server_says_how_long_requests_waited(triton: Any) -> None:
     async def measured(endpoint: triton_http.TritonHttp) -> Any:
+        await asyncio.sleep(COUNTED_S)
         before = await endpoint.statistics()
         for _ in range(3):
             await endpoint.send(endpoint.serialize(Prompt("", [5, 1], False), 24))
+        await asyncio.sleep(COUNTED_S)
         return await endpoint.statistics(before)
 
     found = connected(f"http://127.0.0.1:{triton.http_port}", "echo", measured)["echo"]
