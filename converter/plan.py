@@ -13,9 +13,10 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property, reduce
+from functools import cached_property
+from weakref import WeakKeyDictionary
 
 from converter.tensor import Box, LazyTensor
 
@@ -71,6 +72,13 @@ class Bundle:
     def tensors(self) -> tuple[LazyTensor, ...]:
         return self.files[0].tensors
 
+    def without(self, done: Collection[str]) -> Bundle | None:
+        """What is left of it when these files are there."""
+        left = tuple(file for file in self.files if file.path not in done)
+        if len(left) == len(self.files):
+            return self
+        return Bundle(left) if left else None
+
     @cached_property
     def runs(self) -> tuple[Run, ...]:
         """Its tensors, those side by side that share a source together."""
@@ -92,7 +100,7 @@ class Bundle:
     def _needed(self) -> tuple[Box, ...]:
         """Of each tensor what its files have of it: of all its ranks together everything, of one alone its part."""
         return tuple(
-            reduce(Box.hull, (segment.box for segment in segments))
+            Box.hull([segment.box for segment in segments])
             for segments in zip(*(file.segments for file in self.files), strict=True)
         )
 
@@ -157,7 +165,7 @@ class Group:
 
     @cached_property
     def leaves(self) -> tuple[LazyTensor, ...]:
-        return _leaves(tensor for file in self.files for tensor in file.tensors)
+        return _leaves(self._tensors())
 
     @property
     def source_nbytes(self) -> int:
@@ -302,6 +310,17 @@ def band_bytes(tensor: LazyTensor, rows: int) -> int:
 
     What it takes of each source, the array made of that and a contiguous copy of it, and what reading takes beside it.
     """
+    known = _known.setdefault(tensor, {})
+    if rows not in known:
+        known[rows] = _band_bytes(tensor, rows)
+    return known[rows]
+
+
+# A plan asks a dozen times for the same few; that were a quarter of the time that it takes to make one.
+_known: WeakKeyDictionary[LazyTensor, dict[int, int]] = WeakKeyDictionary()
+
+
+def _band_bytes(tensor: LazyTensor, rows: int) -> int:
     band = rows_of(tensor, 0, rows)
     sources = list(tensor.leaf_boxes(rows_of(tensor, 0, max(1, rows))))
     taken = sum(part.size * leaf.spec.dtype.itemsize for leaf, part in sources) if rows else 0

@@ -14,6 +14,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
+from operator import sub
 from typing import Any
 
 import numpy as np
@@ -33,6 +35,7 @@ def dtype_named(name: str) -> np.dtype[Any]:
     return np.dtype(name)
 
 
+@cache
 def short_name(dtype: np.dtype[Any]) -> str:
     """`fp32`, `fp16` or `bf16`; numpy's own name for anything else."""
     return next((short for short, name in DTYPES.items() if name == dtype.name), dtype.name)
@@ -79,8 +82,7 @@ class Box:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        ranges = zip(self.start, self.stop, strict=True)
-        return tuple([stop - start if stop > start else 0 for start, stop in ranges])
+        return tuple([stop - start if stop > start else 0 for start, stop in zip(self.start, self.stop, strict=True)])
 
     @property
     def size(self) -> int:
@@ -89,7 +91,7 @@ class Box:
     @property
     def slices(self) -> tuple[slice, ...]:
         """For indexing an array that holds the whole tensor."""
-        return tuple(slice(start, stop) for start, stop in zip(self.start, self.stop, strict=True))
+        return tuple(map(slice, self.start, self.stop))
 
     def along(self, axis: int, start: int, stop: int) -> Box:
         """The same box with another range on one axis."""
@@ -109,24 +111,17 @@ class Box:
 
     def intersection(self, other: Box) -> Box:
         """What both boxes cover (size 0 where they do not meet)."""
-        return Box(
-            tuple(max(a, b) for a, b in zip(self.start, other.start, strict=True)),
-            tuple(min(a, b) for a, b in zip(self.stop, other.stop, strict=True)),
-        )
+        return Box(tuple(map(max, self.start, other.start)), tuple(map(min, self.stop, other.stop)))
 
-    def hull(self, other: Box) -> Box:
-        """The smallest box that covers both."""
-        return Box(
-            tuple(min(a, b) for a, b in zip(self.start, other.start, strict=True)),
-            tuple(max(a, b) for a, b in zip(self.stop, other.stop, strict=True)),
-        )
+    @classmethod
+    def hull(cls, boxes: Sequence[Box]) -> Box:
+        """The smallest box that covers all of them."""
+        starts, stops = zip(*(box.start for box in boxes), strict=True), zip(*(box.stop for box in boxes), strict=True)
+        return cls(tuple(map(min, starts)), tuple(map(max, stops)))
 
     def within(self, outer: Box) -> Box:
         """This box in coordinates that begin at `outer.start`."""
-        return Box(
-            tuple(a - b for a, b in zip(self.start, outer.start, strict=True)),
-            tuple(a - b for a, b in zip(self.stop, outer.start, strict=True)),
-        )
+        return Box(tuple(map(sub, self.start, outer.start)), tuple(map(sub, self.stop, outer.start)))
 
     def aligned(self, grain: Sequence[int], shape: Sequence[int]) -> Box:
         """Grown to whole grains: what storage really reads for this box."""
