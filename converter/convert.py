@@ -8,7 +8,7 @@ With --shard the last two are `finalize`'s.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -372,22 +372,23 @@ def _write(conversion: Conversion, journal: Journal, done: dict[str, File], prog
         IncompleteError: the source was written again meanwhile. What was written is not listed any more.
     """
 
-    def add(name: str, size: int, crc: str, data: bytes | None = None) -> None:
-        if len(done) + 1 == journal.head["files"] and any(watched.changed for watched in conversion.checkpoint.watched):
+    def add(files: Sequence[engine.Ended], data: bytes | None = None) -> None:
+        complete = len(done) + len(files) == journal.head["files"]
+        if complete and any(watched.changed for watched in conversion.checkpoint.watched):
             journal.begin_anew()
             raise IncompleteError(
                 f"{conversion.request.source}: its files were written again while they were read, so what was made of "
                 "them does not count. Run the same command again: it begins anew."
             )
-        journal.add(name, size, crc, data)
-        done[name] = File(size, crc)
+        journal.add(files, data)
+        done.update({name: File(size, crc) for name, size, crc in files})
 
     journal.open()
     try:
         engine.run(conversion.part, journal.destination.storage, conversion.limits, tuple(done), add, progress)
         for file in conversion.headers:
             if file.path not in done:
-                add(file.path, file.nbytes, f"{crc32c.crc32c(file.header):08x}", file.header)
+                add([(file.path, file.nbytes, f"{crc32c.crc32c(file.header):08x}")], file.header)
     finally:
         journal.close()
     if lost := done.keys() - journal.listed().files.keys():  # a disk on the network may lose one of two appended lines

@@ -14,7 +14,7 @@ from __future__ import annotations
 import ctypes
 import threading
 from collections import deque
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -26,8 +26,11 @@ from converter.plan import BAND_BYTES, Bundle, Group, OutputFile, Plan, Run, ban
 from converter.storage import Target, Writer
 from converter.tensor import Box, LazyTensor, in_memory
 
-Finished = Callable[[str, int, str], None]  # (path, bytes, crc32c)
+Ended = tuple[str, int, str]  # a file that is there: path, bytes, crc32c
+Finished = Callable[[Sequence[Ended]], None]  # those that one band has ended
 Progress = Callable[[int], None]  # bytes written since the last call
+Part = tuple[OutputFile, memoryview]  # the next bytes of a file
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -145,7 +148,7 @@ def run(
     finished: Finished,
     progress: Progress = lambda nbytes: None,
 ) -> None:
-    """Write every file of the plan that is not in `done`; `finished` is called once per file, never concurrently.
+    """Write every file of the plan that is not in `done`; `finished` is told of each once, never concurrently.
 
     Files that are all header come last, in the order of the plan: they describe the weights (config.json, T5X's index),
     and a reader that finds one shall find all of them.
@@ -212,11 +215,7 @@ class _Run:
 
     def write_group(self, group: Group) -> None:
         """Everything of a group that is not done, its sources read once if they fit."""
-        bundles = [
-            Bundle(files)
-            for bundle in group.bundles
-            if (files := tuple(file for file in bundle.files if file.path not in self.done))
-        ]
+        bundles = [left for bundle in group.bundles if (left := bundle.without(self.done))]
         band = self.limits.band(group)
         if not bundles or not group.resident(self.limits.budget):
             for bundle in bundles:
@@ -281,33 +280,42 @@ class _Files:
         return self
 
     def __exit__(self, kind: object, error: object, trace: object) -> None:
-        if error is None:
-            for file in self.wanted:
-                if file.path not in self._complete:  # nothing but a header, perhaps not even that
-                    self.append(file, b"")
-        for writer in self._open.values():
-            writer.abort()
+        try:
+            left = [file for file in self.wanted if file.path not in self._complete]
+            if left and error is None:  # they have nothing but a header, perhaps not even that
+                self.extend((file, memoryview(b"")) for file in left)
+        finally:
+            for writer in self._open.values():
+                writer.abort()
 
-    def extend(self, parts: Sequence[tuple[OutputFile, memoryview]]) -> None:
-        """The next bytes of several files."""
-        for file, data in parts:
-            self.append(file, data)
-        self._run.advance(sum(data.nbytes for _, data in parts))
+    def extend(self, parts: Iterable[Part]) -> None:
+        """The next bytes of several files; those that end with them are told of together, also where one fails."""
+        ended: list[Ended] = []
+        written = 0
+        try:
+            for file, data in parts:
+                ended += self._append(file, data)
+                written += data.nbytes
+        finally:
+            if ended:
+                with self._run.lock:
+                    self._run.finished(ended)
+        self._run.advance(written)
 
-    def append(self, file: OutputFile, data: bytes | memoryview) -> None:
-        """The next bytes of a file."""
+    def _append(self, file: OutputFile, data: memoryview) -> list[Ended]:
+        """The next bytes of a file; the file, where they are its last."""
         writer = self._open.get(file.path)
         if writer is None:
             writer = self._open[file.path] = self._run.storage.writer(file.path, self._kept)
             if file.header:
                 writer.write(file.header)
         writer.write(data)
-        if writer.size == file.nbytes:
-            crc32c = writer.commit()
-            del self._open[file.path]
-            self._complete.add(file.path)
-            with self._run.lock:
-                self._run.finished(file.path, writer.size, crc32c)
+        if writer.size != file.nbytes:
+            return []
+        crc32c = writer.commit()
+        del self._open[file.path]
+        self._complete.add(file.path)
+        return [(file.path, writer.size, crc32c)]
 
 
 def _kept(bundle: Bundle, most: int) -> int:
@@ -315,35 +323,39 @@ def _kept(bundle: Bundle, most: int) -> int:
     return sum(min(most, file.nbytes) for file in bundle.files)
 
 
-def _parts(
-    files: Sequence[OutputFile], number: int, tensor: LazyTensor, box: Box
-) -> list[tuple[OutputFile, memoryview]]:
-    """One band of the tensor with this number, read: each file's part of it."""
+def _parts(files: Sequence[OutputFile], number: int, tensor: LazyTensor, box: Box) -> Iterator[Part]:
+    """One band of the tensor with this number, read: each file's part of it, cut when it is asked for.
+
+    So what was copied is written while it is in the processor's cache, and memory holds one such copy.
+    """
     array = tensor.read(box)
-    boxes = {file.path: file.segments[number].box.intersection(box) for file in files}
-    data = {part: as_bytes(array[part.within(box).slices]) for part in set(boxes.values()) if part.size}
-    return [(file, data[boxes[file.path]]) for file in files if boxes[file.path] in data]
-
-
-Made = TypeVar("Made")
+    wanted: dict[Box, list[OutputFile]] = {}
+    for file in files:
+        wanted.setdefault(file.segments[number].box.intersection(box), []).append(file)
+    for part, alike in wanted.items():
+        if part.size:
+            data = as_bytes(array[part.within(box).slices])
+            for file in alike:
+                yield file, data
 
 
 def _in_order(
-    items: Iterator[tuple[Any, ...]], make: Callable[..., Made], use: Callable[[Made], None], lanes: int
+    items: Iterator[tuple[Any, ...]], make: Callable[..., Iterator[T]], use: Callable[[Iterable[T]], None], lanes: int
 ) -> None:
     """`use(make(*item))` for every item in order, at most `lanes` of what is made alive at a time.
 
-    With more than one the next ones are made by other threads meanwhile. No variable here holds on to one.
+    With more than one the next ones are made, to their ends, by other threads meanwhile. No variable here holds on to
+    one.
     """
     if lanes == 1:
         for item in items:
             use(make(*item))
         return
     with ThreadPoolExecutor(lanes - 1, thread_name_prefix="ftconvert-ahead") as pool:
-        ahead: deque[Future[Made]] = deque()
+        ahead: deque[Future[list[T]]] = deque()
         try:
             for item in items:
-                ahead.append(pool.submit(make, *item))
+                ahead.append(pool.submit(lambda item: list(make(*item)), item))
                 if len(ahead) == lanes:
                     use(ahead.popleft().result())
             while ahead:

@@ -17,10 +17,11 @@ import base64
 import json
 import re
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
+from converter.engine import Ended
 from converter.errors import (
     ChangedError,
     DestinationError,
@@ -110,15 +111,16 @@ class Journal:
         self._appender = self.destination.storage.appender(self.shard.journal)
         self.listed()
 
-    def add(self, name: str, size: int, crc32c: str, data: bytes | None = None) -> None:
-        """One more finished file, or with `data` one that shall be written last.
+    def add(self, files: Sequence[Ended], data: bytes | None = None) -> None:
+        """Finished files, or with `data` one that shall be written last.
 
         Raises:
             ChangedError: the journal has gone: another process has finished the conversion, or begun it anew.
         """
         assert self._appender is not None, "add comes after open"
         more = {} if data is None else {"data": base64.b64encode(data).decode()}
-        self._appender.append(_line({"name": name, "size": size, "crc32c": crc32c, **more}))
+        lines = [_line({"name": name, "size": size, "crc32c": crc32c, **more}) for name, size, crc32c in files]
+        self._appender.append(b"".join(lines))
 
     def close(self) -> None:
         """Everything that was added is in the file when this returns; also where the conversion failed."""

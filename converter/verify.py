@@ -126,7 +126,7 @@ def _against_source(
         expected, got = ("a file", "not in the manifest") if name in wanted else ("no such file", "in the manifest")
         comparing.faults.append(Problem(name, expected, got, "converted again from the source", source))
     missing = [name for name in wanted if name not in sizes]
-    engine.run(conversion.plan, comparing, conversion.limits, missing, lambda path, size, crc32c: None)
+    engine.run(conversion.plan, comparing, conversion.limits, missing, lambda files: None)
     return sorted(comparing.faults, key=lambda fault: fault.tensor)  # threads find them in any order
 
 

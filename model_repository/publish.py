@@ -13,7 +13,7 @@ the same command finds it and goes on, whatever moment it was killed at.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 
@@ -262,11 +262,12 @@ def _upload(publication: Publication, version: int, journal: Journal, progress: 
     journal.open()
     progress(sum(file.size for file in done.values()))
 
-    def finished(name: str, size: int, crc32c: str) -> None:
-        if crc32c != model.files[name].crc32c:
-            expected = f"crc32c {model.files[name].crc32c}, as {MANIFEST} says"
-            raise SourceError(f"{model.storage.path(name)}: damaged: expected {expected}, found {crc32c}")
-        journal.add(name, size, crc32c)
+    def finished(files: Sequence[engine.Ended]) -> None:
+        for name, _, crc32c in files:
+            if crc32c != model.files[name].crc32c:
+                expected = f"crc32c {model.files[name].crc32c}, as {MANIFEST} says"
+                raise SourceError(f"{model.storage.path(name)}: damaged: expected {expected}, found {crc32c}")
+        journal.add(files)
 
     limits = engine.Limits.of(plan, DEFAULT_BUDGET, max(where.storage.jobs, model.storage.jobs))
     try:

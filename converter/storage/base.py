@@ -141,7 +141,7 @@ class Storage(Target, Protocol):
 
 
 class Appender(Protocol):
-    """Adds records, lines each, to a file; several processes may do so at a time, and no line is lost.
+    """Adds lines to a file; several processes may do so at a time, and no line is lost.
 
     A killed process may lose the last ones, and leave the last half-written.
 
@@ -149,6 +149,8 @@ class Appender(Protocol):
         ChangedError: the file was removed or begun anew meanwhile.
     """
 
-    def append(self, data: bytes) -> None: ...
+    def append(self, data: bytes) -> None:
+        """Whole lines, each with its end."""
+
     def close(self) -> None:
         """Everything that was appended is there when this returns."""

@@ -407,8 +407,8 @@ class BucketAppender:
         self._at = time.monotonic()
 
     def append(self, data: bytes) -> None:
-        """One record."""
-        self._waiting.append(data)
+        """Whole lines."""
+        self._waiting += data.splitlines(keepends=True)
         if time.monotonic() >= self._at + APPEND_SECONDS:
             self._upload()
 

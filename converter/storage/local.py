@@ -10,6 +10,7 @@ import errno
 import fcntl
 import hashlib
 import os
+import random
 import shutil
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
@@ -30,6 +31,7 @@ from converter.errors import (
 from converter.storage.base import BYTECODE, TEMPORARY, Buffer, Storage, T
 
 BLOCK = 8 << 20  # bytes read at a time for a checksum
+LARGE = 1 << 30  # bytes of a read; the system gives at most 2 GiB at a time
 TIMES = 5  # that a folder is removed which others write into
 
 
@@ -107,10 +109,14 @@ class LocalStorage:
             SourceError: it ends before that.
             IncompleteError: the system cannot read it.
         """
+        # A buffer costs two more calls of the system, but it is what reads more than 2 GiB into one array.
+        buffered = -1 if size is None or size >= LARGE else 0
         try:
-            with open(self.path(name), "rb") as file:
+            with open(os.path.join(self.root, name), "rb", buffered) as file:
                 file.seek(start)
                 data = file.read() if size is None else file.read(size)
+                while size and len(data) < size and (more := file.read(size - len(data))):
+                    data += more  # a disk on the network may give less at a time
         except FileNotFoundError as error:
             raise SourceMissingError(f"{self.path(name)}: no such file") from error
         except OSError as error:
@@ -333,7 +339,7 @@ class LocalAppender:
             raise io_error(error, path) from error
 
     def append(self, data: bytes) -> None:
-        """One record."""
+        """Whole lines."""
         try:
             with _held(self._file):
                 while data:
@@ -357,9 +363,9 @@ class LocalWriter:
         self._path, folder = path, os.path.dirname(path)
         self._crc = 0
         try:
-            os.makedirs(folder, exist_ok=True)
+            _make(folder)
             while True:
-                self._temporary = os.path.join(folder, f"{TEMPORARY}{os.urandom(6).hex()}")
+                self._temporary = os.path.join(folder, f"{TEMPORARY}{random.getrandbits(48):012x}")
                 self._file = os.open(self._temporary, NEW, 0o666)
                 if _locked(self._file, self._temporary):
                     break
@@ -415,8 +421,17 @@ NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
 LOCKLESS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS)
 
 
+def _make(folder: str) -> None:
+    """A folder, which mostly is there: one call then, where makedirs takes three."""
+    with suppress(FileExistsError):
+        try:
+            os.mkdir(folder)
+        except FileNotFoundError:
+            os.makedirs(folder, exist_ok=True)
+
+
 def _locked(file: int, path: str) -> bool:
-    """Lock a new file; False where somebody has cleared it away before that."""
+    """Lock a new file of a name that nobody else takes; False where somebody has cleared it away before that."""
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -424,7 +439,7 @@ def _locked(file: int, path: str) -> bool:
     except OSError as error:
         if error.errno not in LOCKLESS:
             raise
-    return _is(file, path)
+    return os.path.lexists(path)
 
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)

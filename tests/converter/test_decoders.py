@@ -76,7 +76,7 @@ def built(case: str, **more: Any) -> tiny.Model:
 def write(checkpoint: Checkpoint, folder: Path, ranks: int, budget: int = 1 << 30) -> Path:
     plan = Plan(tuple(fastertransformer.outputs(checkpoint, ranks, "tiny")))
     limits = engine.Limits.of(plan, budget, 2)
-    engine.run(plan, LocalStorage(folder), limits, (), lambda name, size, crc: None)
+    engine.run(plan, LocalStorage(folder), limits, (), lambda files: None)
     return folder / fastertransformer.folder(ranks)
 
 

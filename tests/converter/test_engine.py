@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from converter import engine, ops
-from converter.engine import ByteBudget, CancelledError, Limits, run
+from converter.engine import ByteBudget, CancelledError, Ended, Limits, run
 from converter.errors import SourceError
 from converter.plan import OutputFile, Plan, Segment
 from converter.storage import LocalStorage, Writer
@@ -66,10 +66,15 @@ def split(name: str, tensor: LazyTensor, ranks: int) -> list[OutputFile]:
     return [OutputFile(f"{name}.{rank}", (Segment(tensor, box),)) for rank, box in enumerate(boxes)]
 
 
+def names(ended: list[Ended]) -> list[str]:
+    return [name for name, _, _ in ended]
+
+
 def written(plan: Plan, folder: Path, budget: int = 1 << 30, jobs: int = 2) -> dict[str, bytes]:
-    done: dict[str, str] = {}
-    run(plan, LocalStorage(folder), Limits.of(plan, budget, jobs), (), lambda name, size, crc: done.update({name: crc}))
-    assert done.keys() == {file.path for file in plan.files}
+    ended: list[Ended] = []
+    run(plan, LocalStorage(folder), Limits.of(plan, budget, jobs), (), ended.extend)
+    done = names(ended)
+    assert set(done) == {file.path for file in plan.files}
     return {name: (folder / name).read_bytes() for name in done}
 
 
@@ -140,7 +145,7 @@ class Nowhere(Recorder):
 leaves = [Made((1000 + 37 * i % 500, 1024), f"leaf{i}") for i in range(150)]
 plan = Plan(tuple(file for one in leaves for file in split(one.name, ops.transpose(one.tensor), 2)))
 before = high_water()
-run(plan, Nowhere(), Limits.of(plan, 64 << 20, 32), (), lambda name, size, crc: time.sleep(0.002))
+run(plan, Nowhere(), Limits.of(plan, 64 << 20, 32), (), lambda files: time.sleep(0.002))
 print(high_water() - before)
 """
 
@@ -203,7 +208,7 @@ def test_what_open_files_keep_is_held(monkeypatch: pytest.MonkeyPatch, budget: i
         files += [file for one in leaves for file in split(f"{one.name}T", ops.transpose(one.tensor), 4)]
     plan, target = Plan(tuple(files)), Keeping()
     limits = Limits.of(plan, budget, 8)
-    run(plan, target, limits, (), lambda name, size, crc: None)
+    run(plan, target, limits, (), lambda files: None)
     assert target.excess <= 0
     assert target.now == Tracking.now == 0
     assert Tracking.most <= limits.budget
@@ -226,7 +231,7 @@ def test_what_open_files_keep_is_held_beside_a_source_in_memory(monkeypatch: pyt
     one = Leaf((100, 64), grain=(10, 8))
     plan = Plan((*split("a", one.tensor, 4), *split("b", ops.transpose(one.tensor), 2)))
     limits = Limits.of(plan, 1 << 30, 1)
-    run(plan, Keeping(), limits, (), lambda name, size, crc: None)
+    run(plan, Keeping(), limits, (), lambda files: None)
     assert Tracking.most == one.array.nbytes + limits.band(plan.groups[0]) + 4 * Keeping.kept
 
 
@@ -320,10 +325,10 @@ def test_a_failure_of_a_band_read_ahead(tmp_path: Path, monkeypatch: pytest.Monk
 def test_what_is_done_is_neither_read_nor_written(tmp_path: Path) -> None:
     one, other = Leaf((8, 8), "one"), Leaf((8, 8), "other")
     plan = Plan((*split("one", one.tensor, 2), *split("other", other.tensor, 2)))
-    names: list[str] = []
+    ended: list[Ended] = []
     done = ("one.0", "one.1", "other.0")
-    run(plan, LocalStorage(tmp_path), Limits.of(plan, 1 << 20, 2), done, lambda name, size, crc: names.append(name))
-    assert names == ["other.1"]
+    run(plan, LocalStorage(tmp_path), Limits.of(plan, 1 << 20, 2), done, ended.extend)
+    assert names(ended) == ["other.1"]
     assert one.reads == []
     assert sorted(path.name for path in tmp_path.iterdir()) == ["other.1"]
 
@@ -370,16 +375,16 @@ def test_files_are_written_front_to_back_in_lockstep() -> None:
         return tuple(Segment(x.tensor, x.tensor.box.along(1, half.start, half.stop)) for x in (one, other))
 
     plan = Plan(tuple(OutputFile(f"f{rank}", segments(half), header) for rank, half in enumerate(halves)))
-    target, sizes = Recorder(), []
+    target, ended = Recorder(), []  # one entry for each band that ends any
     limits = Limits.of(plan, plan.groups[0].whole_grains, 1)
-    run(plan, target, limits, (), lambda name, size, crc: sizes.append((name, size)))
+    run(plan, target, limits, (), ended.append)
     assert [entry for entry in target.log if entry[0] == "write"] == [
         # the header with the first band; bands of 2 rows: 2 x 2 float32 each
         *[("write", f"f{rank}", size) for rank in range(2) for size in (6, 16)],
         *[("write", f"f{rank}", 16) for _ in range(2) for rank in range(2)],
         *[("write", "f0", 16), ("write", "f1", 16)],
     ]
-    assert sizes == [("f0", 70), ("f1", 70)]
+    assert [[(name, size) for name, size, _ in files] for files in ended] == [[("f0", 70), ("f1", 70)]]
     for rank, half in enumerate(halves):
         assert target.content[f"f{rank}"] == header + one.array[:, half].tobytes() + other.array[:, half].tobytes()
 
@@ -387,7 +392,7 @@ def test_files_are_written_front_to_back_in_lockstep() -> None:
 def test_progress_adds_up(tmp_path: Path) -> None:
     plan = Plan(tuple(split("x", Leaf((32, 8), grain=(4, 8)).tensor, 2)))
     advanced: list[int] = []
-    run(plan, LocalStorage(tmp_path), Limits.of(plan, 1, 2), (), lambda name, size, crc: None, advanced.append)
+    run(plan, LocalStorage(tmp_path), Limits.of(plan, 1, 2), (), lambda files: None, advanced.append)
     assert sum(advanced) == plan.nbytes == 1024
 
 
@@ -399,10 +404,10 @@ def failing(tmp_path: Path, make: Callable[[Leaf], list[OutputFile]]) -> tuple[l
     bad = Leaf((64, 8), "bad", grain=(8, 8), fails=True)
     good = [Leaf((40, 8), f"good{i:02}", grain=(4, 8), wait=0.005) for i in range(20)]
     plan = Plan(tuple(file for one in (bad, *good) for file in make(one)))
-    names: list[str] = []
+    ended: list[Ended] = []
     with pytest.raises(SourceError, match="bad is damaged"):
-        run(plan, LocalStorage(tmp_path), Limits(1 << 20, 3), (), lambda name, size, crc: names.append(name))
-    return good, names
+        run(plan, LocalStorage(tmp_path), Limits(1 << 20, 3), (), ended.extend)
+    return good, names(ended)
 
 
 @pytest.mark.parametrize("resident", [False, True])
@@ -415,9 +420,9 @@ def test_a_failure_stops_the_others_and_leaves_nothing_half_written(
         files = split(one.name, one.tensor, 2)
         return [*files, *split(f"{one.name}T", ops.transpose(one.tensor), 2)] if resident else files
 
-    good, names = failing(tmp_path, make)
+    good, there = failing(tmp_path, make)
     assert sum(bool(one.reads) for one in good) < 10, "the others went on"
-    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(names), "only what is finished stays"
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(there), "only what is finished stays"
 
 
 def test_a_writer_that_fails_is_the_error_that_is_seen(tmp_path: Path) -> None:
@@ -428,11 +433,11 @@ def test_a_writer_that_fails_is_the_error_that_is_seen(tmp_path: Path) -> None:
                 writer.commit = lambda: (_ for _ in ()).throw(OSError("full"))
             return writer
 
-    target, names = Full(), []
+    target, ended = Full(), []
     plan = Plan(tuple(split("x", Leaf((4, 8)).tensor, 4)))
     with pytest.raises(OSError, match="full"):
-        run(plan, target, Limits.of(plan, 1 << 20, 2), (), lambda name, size, crc: names.append(name))
-    assert names == ["x.0"]
+        run(plan, target, Limits.of(plan, 1 << 20, 2), (), ended.extend)
+    assert names(ended) == ["x.0"]
     assert {entry[1] for entry in target.log if entry[0] == "abort"} == {"x.1"}, "the others were not begun"
 
 
@@ -454,5 +459,5 @@ def test_an_interrupt_stops_a_group_that_is_in_memory(tmp_path: Path, monkeypatc
 
     monkeypatch.setattr(engine, "ByteBudget", Kept)
     with pytest.raises(CancelledError):
-        run(plan, LocalStorage(tmp_path), Limits(1 << 20, 1), (), lambda name, size, crc: None, interrupt)
+        run(plan, LocalStorage(tmp_path), Limits(1 << 20, 1), (), lambda files: None, interrupt)
     assert {path.name for path in tmp_path.iterdir()} <= {"a.0", "a.1"}, "the second bundle was begun"

@@ -37,7 +37,7 @@ some = settings(max_examples=25, deadline=None, suppress_health_check=[HealthChe
 def write(checkpoint: Checkpoint, folder: Path, tensor_parallel: int, budget: int = 1 << 30) -> Path:
     plan = Plan(tuple(fastertransformer.outputs(checkpoint, tensor_parallel, "tiny")))
     limits = engine.Limits.of(plan, budget, 2)
-    engine.run(plan, LocalStorage(folder), limits, (), lambda name, size, crc: None)
+    engine.run(plan, LocalStorage(folder), limits, (), lambda files: None)
     return folder / fastertransformer.folder(tensor_parallel)
 
 

@@ -1,15 +1,17 @@
-"""What a folder is said to hold."""
+"""Files of a folder, or bucket: which there are, and how they are read and written."""
 
 from __future__ import annotations
 
+import fcntl
+import io
 import os
 import threading
 from pathlib import Path
 
 import pytest
 
-from converter.errors import SourceMissingError
-from converter.storage import LocalStorage, open_storage
+from converter.errors import SourceError, SourceMissingError
+from converter.storage import LocalStorage, local, open_storage
 
 
 def test_files_of_a_folder(tmp_path: Path) -> None:
@@ -62,3 +64,58 @@ def test_small_files_of_a_bucket_are_asked_for_side_by_side(bucket: str) -> None
     """Each of them waits until another one is under way."""
     storage, both = open_storage(f"{bucket}/many"), threading.Barrier(2)
     assert sorted(storage.each(lambda name: both.wait(timeout=30), ["a", "b"])) == [0, 1]
+
+
+def test_a_read_goes_on_where_a_disk_gives_less_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    storage = LocalStorage(tmp_path)
+    (tmp_path / "weights").write_bytes(b"0123456789")
+
+    class Slow(io.FileIO):
+        def read(self, size: int | None = -1) -> bytes:
+            return super().read(min(3, size or 0))
+
+    monkeypatch.setattr(local, "open", lambda path, mode, buffered: Slow(path, mode), raising=False)
+    assert storage.read("weights", 1, 8) == b"12345678"
+    with pytest.raises(SourceError, match="expected 8 bytes from offset 4, found 6"):
+        storage.read("weights", 4, 8)
+
+
+def test_more_than_a_call_reads_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Through Python's buffer, which reads until it has all: sizes from there on are like those below."""
+    monkeypatch.setattr(local, "LARGE", 4)
+    (tmp_path / "weights").write_bytes(b"0123456789")
+    assert [LocalStorage(tmp_path).read("weights", 2, size) for size in (3, 4, 8)] == [b"234", b"2345", b"23456789"]
+
+
+def test_a_new_file_that_was_cleared_away_before_its_lock_is_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another process looks for what dead ones have left: it has taken the lock of the first two, and lets go."""
+    made: list[str] = []
+    lock = fcntl.flock
+
+    def cleared(file: int, kind: int) -> None:
+        path = os.readlink(f"/proc/self/fd/{file}")
+        made.append(path)
+        if len(made) <= 2:
+            os.unlink(path)
+        if len(made) == 2:
+            raise BlockingIOError
+        lock(file, kind)
+
+    monkeypatch.setattr(fcntl, "flock", cleared)
+    LocalStorage(tmp_path).write("new/folder/weights", b"1234")
+    assert len(set(made)) == 3
+    assert LocalStorage(tmp_path).files() == {"new/folder/weights": 4}
+
+
+@pytest.mark.parametrize("kind", ["disk", "bucket"])
+def test_several_lines_of_a_journal_come_together(kind: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
+    storage = open_storage(str(tmp_path) if kind == "disk" else request.getfixturevalue("bucket") + "/lines")
+    storage.write("journal", b"head\n")
+    ours, theirs = storage.appender("journal"), storage.appender("journal")
+    ours.append(b"one\ntwo\n")
+    theirs.append(b"three\n")
+    ours.close()
+    theirs.close()
+    assert sorted(storage.read("journal").splitlines()) == [b"head", b"one", b"three", b"two"]

@@ -32,7 +32,7 @@ def write(model: Checkpoint, folder: Path, step: int = 5, budget: int = 1 << 30)
     plan = Plan(tuple(t5x_writer.outputs(model, step)))
     written: list[str] = []
     limits = engine.Limits.of(plan, budget, 2)
-    engine.run(plan, LocalStorage(folder), limits, (), lambda name, size, crc: written.append(name))
+    engine.run(plan, LocalStorage(folder), limits, (), lambda files: written.extend(name for name, _, _ in files))
     assert sorted(written) == sorted(file.path for file in plan.files)
     return written
 
@@ -196,7 +196,7 @@ def test_chunks(
     files = list(t5x_writer._array("target.it", tensor, chunks))
     plan = Plan((*files, OutputFile("x", header=b"x")))
     limits = engine.Limits.of(plan, 1 << 20, 1)
-    engine.run(plan, LocalStorage(tmp_path), limits, (), lambda name, size, crc: None)
+    engine.run(plan, LocalStorage(tmp_path), limits, (), lambda files: None)
     assert len({file.nbytes for file in files[:-1]}) == 1  # no edge is shorter, so none had to be padded
     spec = {"driver": "zarr", "kvstore": f"file://{tmp_path}/target.it/", "fill_missing_data_reads": False}
     assert_equal({"it": tensorstore.open(spec).result().read().result()}, {"it": array})

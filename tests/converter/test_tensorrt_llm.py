@@ -29,7 +29,7 @@ some = settings(max_examples=20, deadline=None, suppress_health_check=[HealthChe
 def write(checkpoint: Checkpoint, folder: Path, variant: Variant, dtype: str = "", budget: int = 1 << 30) -> Path:
     chosen = dtype_named(dtype) if dtype else checkpoint.widest_dtype
     plan = Plan(tuple(tensorrt_llm.outputs(checkpoint, chosen, variant)))
-    engine.run(plan, LocalStorage(folder), engine.Limits.of(plan, budget, 2), (), lambda name, size, crc: None)
+    engine.run(plan, LocalStorage(folder), engine.Limits.of(plan, budget, 2), (), lambda files: None)
     return folder
 
 

@@ -37,7 +37,7 @@ LAYER0, CANONICAL0, POST = "transformer.layers.0", "model.layers.0", "post_atten
 
 def write(checkpoint: Checkpoint, folder: Path, ranks: int, dtype: str, budget: int = 1 << 30) -> Path:
     plan = Plan(tuple(tensorrt_llm.outputs(checkpoint, dtype_named(dtype), Variant(ranks))))
-    engine.run(plan, LocalStorage(folder), engine.Limits.of(plan, budget, 2), (), lambda name, size, crc: None)
+    engine.run(plan, LocalStorage(folder), engine.Limits.of(plan, budget, 2), (), lambda files: None)
     return folder
 
 
