@@ -20,9 +20,9 @@ from weakref import WeakKeyDictionary
 
 from converter.tensor import Box, LazyTensor
 
-# One band: large enough that the cost per call vanishes, small enough that a handful of them stay in the cache and
-# that reading and writing of different groups overlap. 16 fit the default budget of 2 GiB many times over.
-BAND_BYTES = 32 << 20
+# One band, in flight: three times its bytes. So large that a matrix of most models is one (8 MiB instead cost tp=8 a
+# sixth), so small that reading and writing of different groups overlap and that 32 threads fit the default budget.
+BAND_BYTES = 64 << 20
 
 
 SHARED = 4  # sources are kept for several bundles where more than one byte in so many is shared
