@@ -20,7 +20,7 @@ import psutil
 
 SAMPLE, TREE_SAMPLE = 0.01, 0.1  # seconds between looks at the process, and at its children
 BLOCK = 8 << 20
-FORGOTTEN = 65  # seconds: RECENTCY_MIN of ext4's ialloc.c and a little; 360 of what is not yet on the disk
+FORGOTTEN = 365  # seconds: RECENTCY_MIN and RECENTCY_DIRTY of ext4's ialloc.c; a new file makes its neighbours dirty
 LEFT_FREE = 1500 << 20  # the kernel keeps about 1 GiB free by itself
 
 
