@@ -326,7 +326,7 @@ def _kept(bundle: Bundle, most: int) -> int:
 def _parts(files: Sequence[OutputFile], number: int, tensor: LazyTensor, box: Box) -> Iterator[Part]:
     """One band of the tensor with this number, read: each file's part of it, cut when it is asked for.
 
-    So what was copied is written while it is in the processor's cache, and memory holds one such copy.
+    So what was copied is written while it is in the processor's cache, and memory holds two such copies at most.
     """
     array = tensor.read(box)
     wanted: dict[Box, list[OutputFile]] = {}

@@ -366,7 +366,10 @@ class LocalWriter:
             _make(folder)
             while True:
                 self._temporary = os.path.join(folder, f"{TEMPORARY}{random.getrandbits(48):012x}")
-                self._file = os.open(self._temporary, NEW, 0o666)
+                try:
+                    self._file = os.open(self._temporary, NEW, 0o666)
+                except FileExistsError:  # somebody has seeded `random`
+                    continue
                 if _locked(self._file, self._temporary):
                     break
                 os.close(self._file)
@@ -423,11 +426,12 @@ LOCKLESS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS)
 
 def _make(folder: str) -> None:
     """A folder, which mostly is there: one call then, where makedirs takes three."""
-    with suppress(FileExistsError):
-        try:
-            os.mkdir(folder)
-        except FileNotFoundError:
-            os.makedirs(folder, exist_ok=True)
+    try:
+        os.mkdir(folder)
+    except FileExistsError:
+        pass
+    except OSError:  # its parent is missing, or the disk refuses before it looks
+        os.makedirs(folder, exist_ok=True)
 
 
 def _locked(file: int, path: str) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import io
 import os
+import random
 import threading
 from pathlib import Path
 
@@ -119,3 +120,16 @@ def test_several_lines_of_a_journal_come_together(kind: str, request: pytest.Fix
     ours.close()
     theirs.close()
     assert sorted(storage.read("journal").splitlines()) == [b"head", b"one", b"three", b"two"]
+
+
+def test_a_temporary_name_that_is_taken_is_not_used(tmp_path: Path) -> None:
+    """Two writers of one folder, and somebody who seeds `random` between them."""
+    storage = LocalStorage(tmp_path)
+    random.seed(0)
+    first = storage.writer("one")
+    random.seed(0)
+    second = storage.writer("two")
+    for writer, data in ((first, b"1"), (second, b"22")):
+        writer.write(data)
+        writer.commit()
+    assert storage.files() == {"one": 1, "two": 2}
