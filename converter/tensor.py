@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, cached_property
 from operator import sub
 from typing import Any
 
@@ -163,6 +163,11 @@ class LazyTensor:
     def box(self) -> Box:
         """The whole tensor."""
         return Box.full(self.spec.shape)
+
+    @cached_property
+    def known(self) -> dict[int, int]:
+        """What a plan has found out about it: bytes in flight by rows of a band."""
+        return {}
 
     def read(self, box: Box | None = None) -> Array:
         """The array for `box` (the whole tensor without one), shaped `box.shape`, of the spec's dtype.
