@@ -133,3 +133,14 @@ def test_a_temporary_name_that_is_taken_is_not_used(tmp_path: Path) -> None:
         writer.write(data)
         writer.commit()
     assert storage.files() == {"one": 1, "two": 2}
+
+
+def test_lines_of_a_bucket_that_have_come_do_not_come_again(bucket: str) -> None:
+    """The answer to their upload was lost: the journal is of another generation, with them in it."""
+    storage = open_storage(f"{bucket}/lost")
+    storage.write("journal", b"head\n")
+    ours = storage.appender("journal")
+    ours.append(b"one\ntwo\n")
+    storage.write("journal", b"head\none\ntwo\n")
+    ours.close()
+    assert storage.read("journal") == b"head\none\ntwo\n"
