@@ -74,7 +74,7 @@ def written(plan: Plan, folder: Path, budget: int = 1 << 30, jobs: int = 2) -> d
     ended: list[Ended] = []
     run(plan, LocalStorage(folder), Limits.of(plan, budget, jobs), (), ended.extend)
     done = names(ended)
-    assert set(done) == {file.path for file in plan.files}
+    assert sorted(done) == sorted(file.path for file in plan.files), "each is told of once"
     return {name: (folder / name).read_bytes() for name in done}
 
 
