@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -200,14 +202,15 @@ for _pair in PAIRS:
 
 
 def _convert(pair: tuple[str, str], dry_run: bool, quiet: bool, as_json: bool, options: dict[str, Any]) -> None:
-    from converter.convert import Request, convert, prepare
-    from converter.parts import Shard
-
-    given = {key: value for key, value in options.items() if value is not None}
-    if "shard" in given:
-        given["shard"] = Shard.parse(given["shard"])
     started = time.monotonic()
-    conversion = prepare(Request(pair=pair, **given))
+    with _uncollected():
+        from converter.convert import Request, convert, prepare
+        from converter.parts import Shard
+
+        given = {key: value for key, value in options.items() if value is not None}
+        if "shard" in given:
+            given["shard"] = Shard.parse(given["shard"])
+        conversion = prepare(Request(pair=pair, **given))
     for note in conversion.notes:
         click.echo(f"ftconvert: note: {note}", err=True)
     finish = _finishing(conversion.request, conversion.manifest)
@@ -217,6 +220,17 @@ def _convert(pair: tuple[str, str], dry_run: bool, quiet: bool, as_json: bool, o
     with progress_bar("converting", conversion.part.nbytes, quiet or as_json) as advance:
         report = convert(conversion, finish, advance)
     _print_report(report, time.monotonic() - started, quiet, as_json)
+
+
+@contextmanager
+def _uncollected() -> Iterator[None]:
+    """Nothing is looked for that could be collected: modules and a plan stay, and looking is a seventh of a start."""
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 def _finishing(request: Request, manifest: Manifest) -> Callable[[Destination, bytes], None]:
