@@ -14,7 +14,7 @@ from converter.families import family_named, preset_named
 from converter.families.base import Config, Family, Folded, Tensors, Variant
 from converter.families.rows import Repeat, expand, write_rows
 from converter.plan import BAND_BYTES, bands
-from converter.storage import Storage
+from converter.storage import Files, Storage
 from converter.tensor import widest
 
 
@@ -52,14 +52,14 @@ class Watched:
     stamp: str
 
     @classmethod
-    def of(cls, storage: Storage, *prefixes: str) -> Watched:
-        """What they are now."""
-        return cls(storage, prefixes, storage.stamp(prefixes))
+    def of(cls, storage: Storage, files: Files, *prefixes: str) -> Watched:
+        """What they were in the listing that opening began with: nothing is read before it that it does not show."""
+        return cls(storage, prefixes, files.stamp(prefixes))
 
     @property
     def changed(self) -> bool:
         """Whether one of them was written again since."""
-        return self.storage.stamp(self.prefixes) != self.stamp
+        return self.storage.files().stamp(self.prefixes) != self.stamp
 
 
 @dataclass(frozen=True)

@@ -138,7 +138,7 @@ def open(uri: str, config: Config | None = None, model: str | None = None, famil
         SourceError: unreadable config.ini, missing or unexpected files, wrong sizes.
     """
     storage = open_storage(uri)
-    text = storage.read(INI)
+    files, text = storage.files(), storage.read(INI)
     ini = configparser.ConfigParser(interpolation=None, strict=False)
     try:
         ini.read_string(text.decode())
@@ -147,7 +147,6 @@ def open(uri: str, config: Config | None = None, model: str | None = None, famil
     family, notes = _family(ini, storage, family_name or (preset_named(model)[0].name if model else ""))
     table = layout_of(family)
     dtype = _weight_dtype(family, ini, storage)
-    files = storage.files()
     stated = _read_fields(family, ini)
     if stated.problems:
         raise SourceError(report(f"{storage}/{INI}: values that cannot be read", stated.problems))
@@ -189,7 +188,7 @@ def open(uri: str, config: Config | None = None, model: str | None = None, famil
     description = f"FasterTransformer weights, tensor parallel {tensor_parallel}"
     assumed += () if config is not None else tuple(sorted(stated.absent))
     notes += lossy(rows)
-    watched = Watched.of(storage, "")
+    watched = Watched.of(storage, files, "")
     return Checkpoint(
         family,
         values,

@@ -73,14 +73,15 @@ def open(uri: str, model: str | None = None) -> Checkpoint:
         SourceError: a kind of model that is not known, or damaged: names everything that is missing or too much.
     """
     storage = open_storage(uri)
-    beside = companions(storage, (CONFIG, GENERATION, *TOKENIZER))
+    files = storage.files()
+    beside = companions(storage, files, (CONFIG, GENERATION, *TOKENIZER))
     if CONFIG not in beside.names:
         raise SourceMissingError(f"{storage}: expected a Hugging Face model, found no {CONFIG}")
     text = storage.read(CONFIG)
     stated = load_json(text, storage.path(CONFIG))
     family = _family(stated, storage)
     table = family.huggingface
-    stored = shards.read(storage)
+    stored = shards.read(storage, files)
     try:
         statements = [(CONFIG, table.read_config(_own_words(stated, table.words), stored.tensors))]
     except ValueError as error:
@@ -101,7 +102,7 @@ def open(uri: str, model: str | None = None) -> Checkpoint:
     opened = read_rows(family, rows, config, tensors, str(storage))
     _check_dtypes(opened.tensors, storage)
     digest = hashlib.sha256(text + b"\0" + stored.digest).hexdigest()
-    watched = Watched.of(storage, *stored.files, *beside.names)
+    watched = Watched.of(storage, files, *stored.files, *beside.names)
     return Checkpoint(
         family,
         config,
@@ -206,19 +207,18 @@ def _check_dtypes(tensors: Mapping[str, LazyTensor], storage: Storage) -> None:
         raise SourceError(report(f"{storage}: elements of types that cannot be converted", problems))
 
 
-def companions(storage: Storage, names: tuple[str, ...]) -> Companions:
-    """Those of the files that are there.
+def companions(storage: Storage, files: Mapping[str, int], names: tuple[str, ...]) -> Companions:
+    """Those of the names that are there, among all files of the folder with their bytes.
 
     Raises:
         SourceError: one of them is too large to be what its name says.
     """
-    there = storage.files()
     for name in names:
-        if there.get(name, 0) > COMPANION_BYTES:
+        if files.get(name, 0) > COMPANION_BYTES:
             raise SourceError(
-                f"{storage.path(name)}: expected at most {COMPANION_BYTES:,} bytes, found {there[name]:,}"
+                f"{storage.path(name)}: expected at most {COMPANION_BYTES:,} bytes, found {files[name]:,}"
             )
-    return Companions(storage, {name: name for name in names if name in there})
+    return Companions(storage, {name: name for name in names if name in files})
 
 
 def tokenizer(uri: str) -> Companions:
@@ -230,7 +230,7 @@ def tokenizer(uri: str) -> Companions:
     """
     storage = open_storage(uri)
     if storage.is_folder():
-        found = companions(storage, TOKENIZER)
+        found = companions(storage, storage.files(), TOKENIZER)
         if not found.names:
             raise SourceError(f"{uri}: expected a tokenizer, found none of {', '.join(TOKENIZER)}")
         return found

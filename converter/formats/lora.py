@@ -67,14 +67,13 @@ def merge(base: Checkpoint, adapter: Storage, of_hub: bool = False) -> Checkpoin
     opened = _open(adapter)
     tensors = _Merge(base.tensors, opened, bool(base.config.get("tie_word_embeddings", False))).result()
     digest = hashlib.sha256(f"{base.source.fingerprint}\0{opened.digest}".encode()).hexdigest()
-    watched = [] if of_hub else [Watched.of(adapter, CONFIG, *WEIGHTS)]
-    own = adapter.name if of_hub else watched[0].stamp
+    own = adapter.name if of_hub else opened.watched.stamp
     return replace(
         base,
         tensors=tensors,
         source=replace(base.source, fingerprint=digest),
         stamp=hashlib.sha256(f"{base.stamp}\0{own}".encode()).hexdigest(),
-        watched=(*base.watched, *watched),
+        watched=base.watched if of_hub else (*base.watched, opened.watched),
     )
 
 
@@ -119,6 +118,7 @@ class _Adapter:
     """An opened adapter.
 
     Attributes:
+        watched: its files.
         products: module -> {"lora_A": ..., "lora_B": ...}, either may be missing.
         saved: name of a tensor of the model -> what it was trained to be.
         unknown: what else is there.
@@ -128,6 +128,7 @@ class _Adapter:
     where: str
     settings: Settings
     tensors: Tensors
+    watched: Watched
     products: dict[str, dict[str, LazyTensor]] = field(default_factory=dict)
     saved: dict[str, LazyTensor] = field(default_factory=dict)
     unknown: list[Problem] = field(default_factory=list)
@@ -147,7 +148,8 @@ def _open(storage: Storage, refuse: bool = True) -> _Adapter:
     settings = settings_of(load_json(text, where), where, refuse)
     tensors, header = READERS[weights[weights.rindex(".") :]](storage, weights, files[weights])
     digest = hashlib.sha256(b"\0".join((text, repr((weights, files[weights])).encode(), header))).hexdigest()
-    opened = _Adapter(str(storage), settings, tensors, digest=digest)
+    watched = Watched.of(storage, files, CONFIG, *WEIGHTS)
+    opened = _Adapter(str(storage), settings, tensors, watched, digest=digest)
     for name, tensor in tensors.items():
         _sort_in(opened, name, tensor)
     return opened

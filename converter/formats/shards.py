@@ -59,17 +59,17 @@ def _shard_like(kind: str, stem: str) -> re.Pattern[str]:
     return re.compile(re.escape(_single(kind, stem).removesuffix(kind)) + r"-\d+-of-\d+" + re.escape(kind))
 
 
-def read(storage: Storage, stem: str = "model") -> Stored:
+def read(storage: Storage, files: Mapping[str, int], stem: str = "model") -> Stored:
     """The tensors of a folder.
 
     Args:
+        files: every file of the folder with its bytes.
         stem: begin of the files' names; `adapter_model` for an adapter.
 
     Raises:
         SourceMissingError: no weights there.
         SourceError: a file is damaged, or index and shards do not agree; names everything.
     """
-    files = storage.files()
     for kind in READERS:
         name = _single(kind, stem)
         if name in files:

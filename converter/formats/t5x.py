@@ -69,7 +69,7 @@ def open(uri: str, model: str | None = None, step: int | None = None) -> Checkpo
     rows = expand(table.rows, config, family.features(config))
     stored = read_rows(family, rows, config, tensors, str(storage))
     source = Source(uri, NAME, found_step, _fingerprint(files, data, text, prefix))
-    watched, notes = Watched.of(storage, prefix), (*notes, *_filled(found.filled))
+    watched, notes = Watched.of(storage, files, prefix), (*notes, *_filled(found.filled))
     container = "its own container" if index == t5x_index.INDEX else "Orbax's container"
     return Checkpoint(
         family,

@@ -223,14 +223,14 @@ def open(uri: str, config: Config | None = None, model: str | None = None, famil
     """
     storage = open_storage(uri)
     known = family_name or (preset_named(model)[0].name if model else "")
-    stated = trtllm_config.load(storage)
+    files, stated = storage.files(), trtllm_config.load(storage)
     family = family_of(storage, stated, known)
     rules = table(family)
     said = fields.read(CONFIG, [one for part in rules.parts for one in part.fields], stated)
     if said.problems:
         raise SourceError(report(f"{storage}: values of {CONFIG} that cannot be read", said.problems, MEND))
     variant = variant_of(storage, rules, stated)
-    folders, digest = _folders(storage, rules, stated, variant)
+    folders, digest = _folders(storage, files, rules, stated, variant)
     dtype = _dtype(storage, folders)
     variant = replace(variant, old_names=not any(EMBEDDING in tensors for tensors in folders[0].ranks))
     statements = said.statements(config)
@@ -255,7 +255,8 @@ def open(uri: str, config: Config | None = None, model: str | None = None, famil
     rows, stored, copies = _stored(storage, family, values, variant, folders)
     opened = read_rows(family, rows, values, stored, str(storage))
     description = f"TensorRT-LLM checkpoint, tensor parallel {variant.tp_size}, pipeline parallel {variant.pp_size}"
-    watched = Watched.of(storage, *(below(part.folder, name) for part in rules.parts for name in (CONFIG, "rank")))
+    own = [below(part.folder, name) for part in rules.parts for name in (CONFIG, "rank")]
+    watched = Watched.of(storage, files, *own)
     if variant.quant_algo:
         description += f", to be quantised as {variant.quant_algo}"
     return Checkpoint(
@@ -282,14 +283,18 @@ def _assumed(family: Family, values: Config, assumed: Sequence[str]) -> list[str
 
 
 def _folders(
-    storage: Storage, rules: TensorRTLLMTable, stated: Mapping[str, dict[str, Any]], variant: Variant
+    storage: Storage,
+    files: Mapping[str, int],
+    rules: TensorRTLLMTable,
+    stated: Mapping[str, dict[str, Any]],
+    variant: Variant,
 ) -> tuple[list[_Folder], str]:
     """The headers of all rank files, and a digest over them, the files' sizes and every config.json.
 
     Raises:
         SourceError: rank files that are missing, too many or damaged.
     """
-    files, world = storage.files(), range(variant.tp_size * variant.pp_size)
+    world = range(variant.tp_size * variant.pp_size)
     wanted = [path(part, rank) for part in rules.parts for rank in world]
     patterns = [re.compile(re.escape(below(part.folder, "")) + RANK_FILE) for part in rules.parts]
     there = {name for name in files if any(pattern.fullmatch(name) for pattern in patterns)}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from converter.errors import UsageError
-from converter.storage.base import TEMPORARY, Appender, Buffer, Storage, Target, Writer
+from converter.storage.base import TEMPORARY, Appender, Buffer, Files, Storage, Target, Writer
 from converter.storage.gcs import SCHEME, BucketStorage
 from converter.storage.local import LocalStorage
 
@@ -13,6 +13,7 @@ __all__ = [
     "Appender",
     "BucketStorage",
     "Buffer",
+    "Files",
     "LocalStorage",
     "Storage",
     "Target",

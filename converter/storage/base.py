@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+import hashlib
+from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import AbstractContextManager
 from datetime import datetime
 from typing import Any, Protocol, TypeVar
@@ -35,6 +36,22 @@ class Target(Protocol):
 
     def writer(self, name: str, kept: int) -> Writer:
         """A new file that keeps at most so many bytes (but what is sent has a least size, see the storage)."""
+
+
+class Files(dict[str, int]):
+    """The files of one listing: name -> bytes; it knows which writing of each file it has seen."""
+
+    def __init__(self, found: Iterable[tuple[str, int, object]] = ()) -> None:
+        """Of each file its name, its bytes, and what is another whenever it is written again."""
+        self._found = list(found)
+        super().__init__((name, size) for name, size, _ in self._found)
+
+    def stamp(self, prefixes: str | tuple[str, ...]) -> str:
+        """Digest over the files whose names begin with one of these: changes when one of them is written again."""
+        digest = hashlib.sha256()
+        for name, size, writing in sorted(one for one in self._found if one[0].startswith(prefixes)):
+            digest.update(f"{name}\0{size}\0{writing}\n".encode())
+        return digest.hexdigest()
 
 
 class Storage(Target, Protocol):
@@ -77,14 +94,11 @@ class Storage(Target, Protocol):
     def is_file(self, name: str) -> bool:
         """Whether there is a file of this name; the empty name asks whether this storage itself is one."""
 
-    def files(self) -> dict[str, int]:
-        """Every file below the folder but Python's bytecode: name -> bytes. Empty where the folder is not there."""
+    def files(self) -> Files:
+        """Every file below the folder but Python's bytecode. Empty where the folder is not there."""
 
     def folders(self) -> list[str]:
         """Names of the folders directly below, sorted."""
-
-    def stamp(self, prefixes: str | tuple[str, ...]) -> str:
-        """Digest over the files whose names begin with one of these: changes when one of them is written again."""
 
     def checksum(self, name: str) -> str:
         """crc32c of a file, 8 hex digits."""

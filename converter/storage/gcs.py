@@ -7,7 +7,6 @@ complete and not before, so a writer needs no temporary name. Requests go throug
 from __future__ import annotations
 
 import base64
-import hashlib
 import re
 import time
 from collections.abc import Callable, Collection
@@ -28,7 +27,7 @@ from converter.errors import (
     UsageError,
 )
 from converter.storage import gcs_client
-from converter.storage.base import BYTECODE, Buffer, Storage, T
+from converter.storage.base import BYTECODE, Buffer, Files, Storage, T
 from converter.storage.gcs_client import AGAIN, TIMEOUT, damaged, translated
 
 SCHEME = "gs://"
@@ -135,17 +134,9 @@ class BucketStorage:
         with translated(self._root, "no such bucket"):
             return any(True for _ in self._list(self.prefix, "items(name)", max_results=1)) or not self.prefix
 
-    def files(self) -> dict[str, int]:
-        """Every object below the folder but Python's bytecode: name -> bytes. Empty where there is none."""
-        return {name: blob.size for name, blob in self._listed().items()}
-
-    def stamp(self, prefixes: str | tuple[str, ...]) -> str:
-        """Digest of names, sizes and generations: changes when an object is written again."""
-        digest = hashlib.sha256()
-        for name, blob in sorted(self._listed().items()):
-            if name.startswith(prefixes):
-                digest.update(f"{name}\0{blob.size}\0{blob.generation}\n".encode())
-        return digest.hexdigest()
+    def files(self) -> Files:
+        """Every object below the folder but Python's bytecode, with its generation."""
+        return Files((name, blob.size, blob.generation) for name, blob in self._listed().items())
 
     def folders(self) -> list[str]:
         """Names of the folders directly below, sorted."""

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import errno
 import fcntl
-import hashlib
 import os
 import random
 import shutil
@@ -28,7 +27,7 @@ from converter.errors import (
     SourceError,
     SourceMissingError,
 )
-from converter.storage.base import BYTECODE, TEMPORARY, Buffer, Storage, T
+from converter.storage.base import BYTECODE, TEMPORARY, Buffer, Files, Storage, T
 
 BLOCK = 8 << 20  # bytes read at a time for a checksum
 LARGE = 1 << 30  # bytes of a read; the system gives at most 2 GiB at a time
@@ -81,17 +80,9 @@ class LocalStorage:
     def is_folder(self) -> bool:
         return os.path.isdir(self.root)
 
-    def files(self) -> dict[str, int]:
-        """Every file below the folder but Python's bytecode: name -> bytes. Empty where the folder is not there."""
-        return {name: size for name, size, _ in _files(self.root)}
-
-    def stamp(self, prefixes: str | tuple[str, ...]) -> str:
-        """Digest of names, sizes and modification times of files: changes when one of them is written again."""
-        digest = hashlib.sha256()
-        for name, size, modified in sorted(_files(self.root)):
-            if name.startswith(prefixes):
-                digest.update(f"{name}\0{size}\0{modified}\n".encode())
-        return digest.hexdigest()
+    def files(self) -> Files:
+        """Every file below the folder but Python's bytecode, with its time of modification."""
+        return Files(_files(self.root))
 
     def folders(self) -> list[str]:
         """Names of the folders directly below, sorted."""

@@ -199,12 +199,12 @@ def test_what_changes_a_stamp(bucket: str) -> None:
     storage = open_storage(f"{bucket}/a")
     storage.write("target.x/0", b"1")
     storage.write("state.x/0", b"1")
-    before = storage.stamp("target.")
-    assert storage.stamp("target.") == before
+    before = storage.files().stamp("target.")
+    assert storage.files().stamp("target.") == before
     storage.write("state.x/0", b"1")
-    assert storage.stamp("target.") == before
+    assert storage.files().stamp("target.") == before
     storage.write("target.x/0", b"1")
-    assert storage.stamp("target.") != before, "the same bytes, written again"
+    assert storage.files().stamp("target.") != before, "the same bytes, written again"
 
 
 def test_checksums_fetch_nothing(bucket: str, proxy: Proxy) -> None:

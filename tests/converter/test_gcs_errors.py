@@ -35,7 +35,6 @@ READS: dict[str, Callable[[Storage], Any]] = {
     "is_folder": lambda storage: storage.is_folder(),
     "is_file": lambda storage: storage.is_file("x"),
     "checksum": lambda storage: storage.checksum("x"),
-    "stamp": lambda storage: storage.stamp(""),
 }
 WRITES: dict[str, Callable[[Storage], Any]] = {
     "write": lambda storage: storage.write("x", b"1"),
@@ -82,9 +81,7 @@ def test_errors(bucket: str, proxy: Proxy, hopeless: None, small_chunks: None, a
         assert "says who" in message
 
 
-@pytest.mark.parametrize(
-    "action", ["files", "folders", "is_folder", "stamp", "read", "checksum", "write", "upload", "remove"]
-)
+@pytest.mark.parametrize("action", ["files", "folders", "is_folder", "read", "checksum", "write", "upload", "remove"])
 def test_a_bucket_that_is_not_there(bucket: str, small_chunks: None, action: str) -> None:
     storage = open_storage("gs://no-such-bucket/a")
     with pytest.raises(SourceMissingError if action in READS else DestinationError) as caught:

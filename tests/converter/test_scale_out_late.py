@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import shutil
@@ -26,6 +27,7 @@ from divided import (  # noqa: F401 # fixtures, too
 
 from converter import claims, engine, parts
 from converter import convert as converting
+from converter.checkpoint import Checkpoint
 from converter.errors import ChangedError
 from converter.parts import Part
 from converter.storage import LocalStorage, open_storage
@@ -282,6 +284,27 @@ def written_again(patch: pytest.MonkeyPatch, source: Path) -> None:
     between(patch, engine, "run", touch)
 
 
+def written_while_opened(patch: pytest.MonkeyPatch, source: Path) -> None:
+    """At each look that the next conversion takes into a file while it opens the source."""
+    read, open_any, times = LocalStorage.read, converting.open_any, itertools.count(1)
+
+    def late(self: LocalStorage, *arguments: Any) -> bytes:
+        data, now = read(self, *arguments), next(times)
+        for path in source.rglob("*"):
+            os.utime(path, ns=(now, now))
+        return data
+
+    def opening(*arguments: Any, **options: Any) -> Checkpoint:
+        patch.setattr(LocalStorage, "read", late)
+        try:
+            return open_any(*arguments, **options)
+        finally:
+            patch.setattr(LocalStorage, "read", read)
+            patch.setattr(converting, "open_any", open_any)
+
+    patch.setattr(converting, "open_any", opening)
+
+
 @pytest.fixture(scope="module")
 def sources(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """One of each format."""
@@ -297,14 +320,19 @@ def sources(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return made
 
 
+@pytest.mark.parametrize("write", [written_again, written_while_opened])
 @pytest.mark.parametrize("key", ["jax", "hf", "ft", "trtllm"])
 def test_a_source_that_is_written_again_while_it_is_read(
-    sources: dict[str, Path], tmp_path: Path, key: str, monkeypatch: pytest.MonkeyPatch
+    sources: dict[str, Path],
+    tmp_path: Path,
+    key: str,
+    write: Callable[[pytest.MonkeyPatch, Path], None],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """It may be half the old one: what was made of it does not count, and the same command begins anew."""
     source = shutil.copytree(sources[key], tmp_path / "source")
     command = [f"{key}-to-hf", source, tmp_path / "out", *(["--model", "ul2"] if key == "jax" else [])]
-    written_again(monkeypatch, source)
+    write(monkeypatch, source)
     assert "were written again while they were read" in refused(74, *command)
     assert "0 of" in one_message(ftconvert("finalize", tmp_path / "out").stderr)
     result = ftconvert(*command, "--json")

@@ -28,9 +28,13 @@ def values(seed: int = 0) -> dict[str, torch.Tensor]:
     return {f"layer.{i}.weight": torch.rand(3, i + 1) for i in range(4)}
 
 
+def stored(folder: Path, **options: Any) -> shards.Stored:
+    storage = LocalStorage(folder)
+    return shards.read(storage, storage.files(), **options)
+
+
 def read(folder: Path, **options: Any) -> dict[str, torch.Tensor]:
-    stored = shards.read(LocalStorage(folder), **options)
-    return {name: torch.from_numpy(tensor.read().copy()) for name, tensor in stored.tensors.items()}
+    return {name: torch.from_numpy(tensor.read().copy()) for name, tensor in stored(folder, **options).tensors.items()}
 
 
 def equal(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> bool:
@@ -40,7 +44,7 @@ def equal(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> 
 def refused(folder: Path) -> str:
     started = time.process_time()
     with pytest.raises(SourceError) as caught:
-        shards.read(LocalStorage(folder))
+        stored(folder)
     assert time.process_time() - started < HOSTILE_SECONDS
     assert str(folder) in str(caught.value)
     return str(caught.value)
@@ -138,7 +142,7 @@ def test_an_adapter_has_names_of_its_own(tmp_path: Path) -> None:
 
 def test_the_digest_is_of_index_names_sizes_and_headers(tmp_path: Path) -> None:
     def digest(folder: Path) -> bytes:
-        return shards.read(LocalStorage(folder)).digest
+        return stored(folder).digest
 
     sharded(tmp_path / "a")
     shutil.copytree(tmp_path / "a", tmp_path / "b")
@@ -253,7 +257,7 @@ def test_damage_is_refused_or_leaves_the_names(tmp_path: Path, which: int, how: 
     data[at] ^= (1 << bit) if how == "flip" else 0
     path.write_bytes(data if how == "flip" else data[:at] if how == "cut" else b"")
     try:
-        found = shards.read(LocalStorage(tmp_path)).tensors
+        found = stored(tmp_path).tensors
     except SourceError:
         return
     assert how == "flip"

@@ -36,15 +36,15 @@ def test_a_stamp_changes_with_what_is_written_again(tmp_path: Path) -> None:
         (tmp_path / name).write_bytes(b"1234")
         os.utime(tmp_path / name, ns=(1, 1))
     storage = LocalStorage(tmp_path)
-    before = storage.stamp("model")
+    before = storage.files().stamp("model")
     os.utime(tmp_path / "other", ns=(2, 2))
-    assert storage.stamp("model") == before
+    assert storage.files().stamp("model") == before
     os.utime(tmp_path / "model-2", ns=(2, 2))
-    assert storage.stamp("model") != before
+    assert storage.files().stamp("model") != before
     os.utime(tmp_path / "model-2", ns=(1, 1))
-    assert storage.stamp("model") == before
+    assert storage.files().stamp("model") == before
     (tmp_path / "model-2").rename(tmp_path / "model-3")
-    assert storage.stamp("model") != before
+    assert storage.files().stamp("model") != before
 
 
 @pytest.mark.parametrize("kind", ["disk", "bucket"])
