@@ -18,16 +18,22 @@ from converter.tensor import Array, Box, LazyTensor, TensorSpec, leaf, short_nam
 
 
 def transpose(tensor: LazyTensor) -> LazyTensor:
-    """[a, b, ...] -> [..., b, a]. A view: two in a row cost nothing."""
+    """[a, b, ...] -> [..., b, a]. A view; of a transposed tensor what it was made of."""
+    if tensor.compute is _transposed:
+        return tensor.inputs[0]
     axes = tuple(reversed(range(len(tensor.spec.shape))))
     return LazyTensor(
         TensorSpec(tensor.spec.shape[::-1], tensor.spec.dtype),
         f"transpose({tensor.origin})",
         tensor.grain[::-1],
-        lambda box, array: array.T,
+        _transposed,
         (tensor,),
         lambda box: (box.permuted(axes),),
     )
+
+
+def _transposed(box: Box, array: Array) -> Array:
+    return array.T
 
 
 def swap_axes(tensor: LazyTensor, axis: int) -> LazyTensor:

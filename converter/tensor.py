@@ -99,7 +99,7 @@ class Box:
 
     def permuted(self, axes: Sequence[int]) -> Box:
         """The box of `array.transpose(axes)` that covers the same elements."""
-        return Box(tuple(self.start[axis] for axis in axes), tuple(self.stop[axis] for axis in axes))
+        return Box(tuple(map(self.start.__getitem__, axes)), tuple(map(self.stop.__getitem__, axes)))
 
     def inserted(self, axis: int, start: int, stop: int) -> Box:
         """With a new axis before `axis`."""
