@@ -317,9 +317,10 @@ def band_bytes(tensor: LazyTensor, rows: int) -> int:
 
 def _band_bytes(tensor: LazyTensor, rows: int) -> int:
     band = rows_of(tensor, 0, rows)
-    sources = list(tensor.leaf_boxes(rows_of(tensor, 0, max(1, rows))))
-    taken = sum(part.size * leaf.spec.dtype.itemsize for leaf, part in sources) if rows else 0
-    scratch = max((leaf.scratch for leaf, _ in sources), default=0)
+    scratch = taken = 0
+    for leaf, part in tensor.leaf_boxes(band):
+        taken += part.size * leaf.spec.dtype.itemsize
+        scratch = max(scratch, leaf.scratch)
     return scratch + taken + 2 * band.size * tensor.spec.dtype.itemsize
 
 

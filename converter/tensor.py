@@ -187,6 +187,7 @@ class LazyTensor:
             return
         if not self.inputs:
             yield self, box
+            return
         for tensor, part in zip(self.inputs, self.needs(box), strict=True):
             yield from tensor.leaf_boxes(part)
 

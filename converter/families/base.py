@@ -10,8 +10,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -21,10 +20,10 @@ from converter.tensor import DTYPES, LazyTensor, TensorSpec
 
 Config = Mapping[str, Any]  # a Hugging-Face-style config: {"d_model": 4096, "num_heads": 16, ...}
 Tensors = Mapping[str, LazyTensor]
+NONE: Config = {}  # nothing changes it
 
 
-@dataclass(frozen=True)
-class Layout:
+class Layout(NamedTuple):
     """How canonical tensors lie in one stored tensor, and back.
 
     `forward` takes the row's canonical tensors and gives the stored one; `inverse` takes the stored tensor and gives
@@ -74,8 +73,7 @@ def one_way(name: str, forward: Callable[[Sequence[LazyTensor]], LazyTensor]) ->
     return Layout(name, forward, inverse)
 
 
-@dataclass(frozen=True)
-class Weight:
+class Weight(NamedTuple):
     """A canonical tensor: its name (`{i}` = layer), its shape in words of the config, and when it exists.
 
     `each` names the config key that counts `{i}`; `when` names a feature of the model that must hold.
@@ -87,8 +85,7 @@ class Weight:
     when: str = ""
 
 
-@dataclass(frozen=True)
-class Row:
+class Row(NamedTuple):
     """A stored tensor: which canonical tensors it is made of, how, and which axis tensor parallelism splits.
 
     A `derived` row is written, and on reading checked against the tensors it repeats, then dropped. A `lossy` one says
@@ -117,8 +114,7 @@ FIRST, LAST = "first", "last"
 Section = Mapping[str, Any]  # of a file: the texts of an INI file, {"head_num": "16", ...}, or the values of a JSON one
 
 
-@dataclass(frozen=True)
-class Field:
+class Field(NamedTuple):
     """A hyper-parameter as it stands in a file: `write` gives its text (in JSON its value) from the config, `read` the
     config from it.
 
@@ -197,16 +193,14 @@ def _meant(text: str) -> str | bool:
         return text.lower()
 
 
-@dataclass(frozen=True)
-class Preset:
+class Preset(NamedTuple):
     """What `--model` fixes: config values (activation, special tokens), and transformers' class if it has its own."""
 
     config: Config
-    identity: Config = field(default_factory=dict)
+    identity: Config = NONE
 
 
-@dataclass(frozen=True)
-class T5XTable:
+class T5XTable(NamedTuple):
     """How T5X stores the family: arrays, and the gin bindings that give config values."""
 
     marker: str  # an array that every checkpoint of the family has, and of no other
@@ -217,8 +211,7 @@ class T5XTable:
     write_gin: Callable[[Config], Mapping[str, Any]] | None  # {"T5Config.emb_dim": 512, ...}; None: only read
 
 
-@dataclass(frozen=True)
-class Ignored:
+class Ignored(NamedTuple):
     """A stored name that may be left out, and why; `each` as in `Weight`."""
 
     name: str
@@ -226,8 +219,7 @@ class Ignored:
     each: str = ""
 
 
-@dataclass(frozen=True)
-class HuggingFaceTable:
+class HuggingFaceTable(NamedTuple):
     """How transformers stores the family: config.json, and names beside the canonical ones."""
 
     model_types: tuple[str, ...]
@@ -240,11 +232,10 @@ class HuggingFaceTable:
     generation: tuple[str, ...]  # keys that generation_config.json repeats
     caveat: Callable[[Config], str] = lambda config: ""  # what to know of a written model before it is loaded
     prefix: str = ""  # of the base model, which checkpoints saved without a head leave out of all its names
-    words: Mapping[str, str] = field(default_factory=dict)  # another word of config.json -> the one that is meant
+    words: Mapping[str, str] = NONE  # another word of config.json -> the one that is meant
 
 
-@dataclass(frozen=True)
-class Equivalent:
+class Equivalent(NamedTuple):
     """Another family that a model belongs to, too, when some of its tensors are equal.
 
     `repeats` (expanded like any row): name = a tensor that has to be equal to `of`, which the other family keeps.
@@ -256,8 +247,7 @@ class Equivalent:
     otherwise: str  # why it is impossible when they differ
 
 
-@dataclass(frozen=True)
-class Folded:
+class Folded(NamedTuple):
     """How models that a format has no place for become others of the family that compute the same.
 
     `rows`: the canonical tensors that change, made of those that there are (only forwards). What is read back is the
@@ -270,8 +260,7 @@ class Folded:
     why: str
 
 
-@dataclass(frozen=True)
-class FasterTransformerTable:
+class FasterTransformerTable(NamedTuple):
     """How FasterTransformer stores the family: files, config.ini, what tensor parallelism must divide."""
 
     model_type: str  # for config.pbtxt
@@ -286,12 +275,11 @@ class FasterTransformerTable:
     compute_dtypes: tuple[str, ...] = tuple(DTYPES)  # that the C++ has for the family
     caveat: Callable[[Config], str] = lambda config: ""  # where the C++ computes only nearly the same
     read_names: Callable[[Collection[str]], Config] = lambda names: {}  # what the presence of files states
-    typical: Config = field(default_factory=dict)  # tells its config.ini from those of families with the same sections
+    typical: Config = NONE  # tells its config.ini from those of families with the same sections
     folded: Folded | None = None
 
 
-@dataclass(frozen=True)
-class Variant:
+class Variant(NamedTuple):
     """What a TensorRT-LLM checkpoint depends on beside the model, named as in its config.json."""
 
     tp_size: int = 1
@@ -307,8 +295,7 @@ class Variant:
         return self.embedding_sharding_dim is not None
 
 
-@dataclass(frozen=True)
-class TensorRTLLMPart:
+class TensorRTLLMPart(NamedTuple):
     """One folder of a checkpoint: `encoder`, `decoder`, or the whole of a decoder alone, whose folder is the root.
 
     Its fields have keys in the section of the folder's name.
@@ -321,8 +308,7 @@ class TensorRTLLMPart:
     variant: tuple[str, ...] = ()  # what else of the variant stands there
 
 
-@dataclass(frozen=True)
-class TensorRTLLMTable:
+class TensorRTLLMTable(NamedTuple):
     """How TensorRT-LLM stores the family: rank files, config.json, what parallelism must divide."""
 
     parts: tuple[TensorRTLLMPart, ...]
@@ -336,13 +322,12 @@ class TensorRTLLMTable:
     # max_attention_window_size of the runtime, which no checkpoint can say: how many tokens each layer looks back on,
     # as far as they do not repeat; () where every layer looks back on all
     windows: Callable[[Config], tuple[int, ...]] = lambda config: ()
-    unsaid: Config = field(default_factory=dict)  # what a checkpoint has no word for, as it computes without one
+    unsaid: Config = NONE  # what a checkpoint has no word for, as it computes without one
     # the variant as it has to be for this model; raises OptionsError where it cannot be
     adapt: Callable[[Config, Variant], Variant] = lambda config, variant: variant
 
 
-@dataclass(frozen=True)
-class Family:
+class Family(NamedTuple):
     """Everything known about a model family, as tables."""
 
     name: str

@@ -8,7 +8,6 @@ convert.py, model.py).
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -63,10 +62,10 @@ def trt_check(config: Config, activation: str = "hidden_act") -> list[Problem]:
 def trt_adapt(config: Config, variant: Variant) -> Variant:
     """With several ranks GemmaConfig takes the embedding for divided by its rows, whatever config.json says."""
     if variant.tp_size == 1:
-        return replace(variant, embedding_sharding_dim=None)
+        return variant._replace(embedding_sharding_dim=None)
     if variant.embedding_sharding_dim == trtllm.COLUMNS:
         raise OptionsError("--parallel-embedding 1: TensorRT-LLM divides Gemma's embedding by its rows alone; give 0")
-    return replace(variant, embedding_sharding_dim=trtllm.ROWS)
+    return variant._replace(embedding_sharding_dim=trtllm.ROWS)
 
 
 TRT: dict[str, Any] = {

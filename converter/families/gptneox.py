@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import replace
 from typing import Any
 
 from converter import ops
@@ -201,7 +200,7 @@ def _trt_rows(config: Config, variant: Variant) -> Iterator[Row]:
 def _trt_fields() -> Iterator[Field]:
     yield fixed("architecture", "GPTNeoXForCausalLM")
     for one in trtllm.decoder_fields("hidden_size", EACH, "num_attention_heads"):
-        yield one if one.key != "hidden_size" else replace(one, read=_read_hidden_size)
+        yield one if one.key != "hidden_size" else one._replace(read=_read_hidden_size)
     yield trtllm.must("position_embedding_type", "rope_gpt_neox")
     for key in ("max_position_embeddings", "rotary_emb_base", "rotary_pct", "hidden_act"):
         yield trtllm.stated(key, key)

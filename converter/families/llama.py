@@ -8,7 +8,6 @@ configuration_llama.py), NVIDIA/TensorRT-LLM (tensorrt_llm/models/llama/config.p
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -94,7 +93,7 @@ def trt_rows(
     yield trtllm.embedding(trtllm.EMBEDDING, EMBEDDING, vocabulary, variant, stage=FIRST)
     for stored, canonical in norms.items():
         name, of = f"{trtllm.LAYER}.{stored}.weight", f"{LAYER}.{canonical}.weight"
-        yield replace(norm, name=name, of=(of,), each=EACH)
+        yield norm._replace(name=name, of=(of,), each=EACH)
     qkv = trtllm.fused(variant, config["num_attention_heads"], config["num_key_value_heads"])
     for kind, when in (("weight", ""), ("bias", biases.get("self_attn.q_proj"))):
         parts = tuple(f"{LAYER}.self_attn.{one}_proj.{kind}" for one in "qkv")
@@ -106,7 +105,7 @@ def trt_rows(
         if canonical in biases:
             share = split if split == trtllm.ROWS else None
             yield Row(f"{name}.bias", (f"{of}.bias",), split=share, each=EACH, when=biases[canonical])
-    yield replace(norm, name=f"{trtllm.FINAL_NORM}.weight", of=(FINAL_NORM,), stage=LAST)
+    yield norm._replace(name=f"{trtllm.FINAL_NORM}.weight", of=(FINAL_NORM,), stage=LAST)
     yield trtllm.head(HEAD, vocabulary, variant, when="untied", stage=LAST)
     yield trtllm.head(EMBEDDING, vocabulary, variant, when="tied", stage=LAST)
 

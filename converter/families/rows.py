@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -21,8 +21,7 @@ from converter.tensor import LazyTensor, placeholder
 def expand(rows: Iterable[Row], config: Config, features: frozenset[str]) -> dict[str, Row]:
     """Stored name -> row with the layer filled in, in the order of the table."""
     return {
-        row.name.format(i=i): replace(
-            row,
+        row.name.format(i=i): row._replace(
             name=row.name.format(i=i),
             of=tuple(name.format(i=j) for name in row.of for j in _across(row, config, i)),
         )

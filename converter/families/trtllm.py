@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import replace
 from typing import Any
 
 from converter import ops
@@ -150,12 +149,12 @@ def head(canonical: str, rows: int, variant: Variant, **more: Any) -> Row:
 
 def stated(key: str, config: str) -> Field:
     """A value of the config that every file has to state: without it the loader takes some other model's."""
-    return replace(value(key, config), required=True)
+    return value(key, config)._replace(required=True)
 
 
 def must(key: str, meant: Any) -> Field:
     """The same value for every model of the family, which every file has to state, too."""
-    return replace(fixed(key, meant), required=True)
+    return fixed(key, meant)._replace(required=True)
 
 
 def decoder_fields(hidden: str, layers: str, heads: str) -> Iterator[Field]:

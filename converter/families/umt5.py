@@ -8,7 +8,6 @@ heads and head_dim apart. Sources: google-research/t5x (examples/scalable_t5/net
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator
-from dataclasses import replace
 from typing import Any
 
 from converter.families import t5
@@ -90,7 +89,7 @@ FAMILY = Family(
     numbers=t5.NUMBERS,
     features=t5.features,
     weights=tuple(names.weights(bias_in_every_layer=True)),
-    huggingface=replace(huggingface.TABLE, model_types=("umt5",), caveat=_caveat),
+    huggingface=huggingface.TABLE._replace(model_types=("umt5",), caveat=_caveat),
     t5x=T5XTable(
         marker="encoder.encoder.pre_mlp_layer_norm.scale",
         rows=tuple(_t5x_rows()),

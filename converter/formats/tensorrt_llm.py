@@ -18,7 +18,7 @@ import json
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -160,7 +160,7 @@ def stage_rows(part: TensorRTLLMPart, family: Family, config: Config, variant: V
             layers = []
         for i, one in enumerate(layers):
             name = row.name.format(i=i)
-            found[name] = replace(one, name=name)
+            found[name] = one._replace(name=name)
     return found
 
 
@@ -232,7 +232,7 @@ def open(uri: str, config: Config | None = None, model: str | None = None, famil
     variant = variant_of(storage, rules, stated)
     folders, digest = _folders(storage, files, rules, stated, variant)
     dtype = _dtype(storage, folders)
-    variant = replace(variant, old_names=not any(EMBEDDING in tensors for tensors in folders[0].ranks))
+    variant = variant._replace(old_names=not any(EMBEDDING in tensors for tensors in folders[0].ranks))
     statements = said.statements(config)
     if config is None:
         statements.append((f"what {CONFIG} has no word for", rules.unsaid))
@@ -370,7 +370,7 @@ def _stored(
                 there = [tensor for tensor in found if tensor is not None]
                 if wrong:
                     continue
-                rows[files[0]] = replace(row, name=files[0], derived=given.issuperset(row.of))
+                rows[files[0]] = row._replace(name=files[0], derived=given.issuperset(row.of))
                 given.update(row.of)
                 stored[files[0]] = there[0] if row.split is None else ops.concat(there, row.split)
                 if row.split is None:

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -195,7 +194,7 @@ def variant_of(storage: Storage, rules: TensorRTLLMTable, stated: Mapping[str, S
             for part, one in zip(rules.parts, divisions, strict=True)
         )
         raise SourceError(f"{storage}: expected two folders that are divided alike, but {both}. {MEND}")
-    return replace(divisions[0], **switches)
+    return divisions[0]._replace(**switches)
 
 
 def _ranks(values: Stated, where: str) -> tuple[int, int]:

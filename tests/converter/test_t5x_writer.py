@@ -273,8 +273,8 @@ def test_what_t5x_cannot_express(tmp_path: Path, change: dict[str, Any], words: 
 def test_a_family_that_is_only_read_or_not_known_to_t5x(tmp_path: Path) -> None:
     model = of_arrays(tmp_path / "source", tiny.T5(), tiny.t5_arrays(tiny.T5()))
     assert model.family.t5x is not None
-    only_read = replace(model.family, t5x=replace(model.family.t5x, write_gin=None))
+    only_read = model.family._replace(t5x=model.family.t5x._replace(write_gin=None))
     with pytest.raises(SourceError, match="only read"):
         t5x_writer.outputs(replace(model, family=only_read), 5)
     with pytest.raises(SourceError, match="T5X cannot hold"):
-        t5x_writer.outputs(replace(model, family=replace(model.family, t5x=None)), 5)
+        t5x_writer.outputs(replace(model, family=model.family._replace(t5x=None)), 5)

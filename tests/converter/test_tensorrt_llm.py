@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -96,7 +95,7 @@ def test_t5_and_umt5(
     arrays = (tiny.umt5_arrays if stacked else tiny.t5_arrays)(sizes, dtype)
     variant = Variant(tp, pp, old_names=old, use_implicit_relative_attention=implicit)
     if parallel and not old:
-        variant = replace(variant, embedding_sharding_dim=0)
+        variant = variant._replace(embedding_sharding_dim=0)
     with scratch() as name:
         base = Path(name)
         gin = tiny.t5_gin(sizes).replace("silu", "gelu") if stacked else tiny.t5_gin(sizes)

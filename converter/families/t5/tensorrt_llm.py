@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from functools import partial
 
 from converter.errors import OptionsError, Problem
@@ -183,7 +182,7 @@ def table(bias_in_every_layer: bool) -> TensorRTLLMTable:
 
     def adapt(config: Config, variant: Variant) -> Variant:
         implicit = variant.use_implicit_relative_attention or bias_in_every_layer
-        return replace(_adapt(config, variant), use_implicit_relative_attention=implicit)
+        return _adapt(config, variant)._replace(use_implicit_relative_attention=implicit)
 
     return TensorRTLLMTable(
         parts=(part(ENCODER), part(DECODER, "use_implicit_relative_attention", "skip_cross_kv")),
