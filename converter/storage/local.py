@@ -354,11 +354,13 @@ class LocalWriter:
         self._path, folder = path, os.path.dirname(path)
         self._crc = 0
         try:
-            _make(folder)
             while True:
                 self._temporary = os.path.join(folder, f"{TEMPORARY}{random.getrandbits(48):012x}")
                 try:
                     self._file = os.open(self._temporary, NEW, 0o666)
+                except FileNotFoundError:  # the first file of its folder
+                    os.makedirs(folder, exist_ok=True)
+                    continue
                 except FileExistsError:  # somebody has seeded `random`
                     continue
                 if _locked(self._file, self._temporary):
@@ -413,16 +415,6 @@ class LocalWriter:
 
 NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
 LOCKLESS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS)
-
-
-def _make(folder: str) -> None:
-    """A folder, which mostly is there: one call then, where makedirs takes three."""
-    try:
-        os.mkdir(folder)
-    except FileExistsError:
-        pass
-    except OSError:  # its parent is missing, or the disk refuses before it looks
-        os.makedirs(folder, exist_ok=True)
 
 
 def _locked(file: int, path: str) -> bool:
