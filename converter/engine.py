@@ -1,7 +1,7 @@
 """Runs a plan: every group read once, every file written front to back, within a byte budget.
 
     worker: group -> [sources kept in memory]? -> bundle: hold bytes -> band: read, append to each file
-                                                    (more threads than groups: the next bands are read meanwhile)
+                                                    (more threads than groups: several bands at a time)
 
 A worker thread takes a whole group. `ByteBudget` bounds the bytes that all of them have in flight; a worker asks for
 everything it will need at once, so that two workers can never wait for each other: kept sources, the largest band, and
@@ -13,13 +13,10 @@ from __future__ import annotations
 
 import ctypes
 import threading
-from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from functools import partial
-from typing import Any, TypeVar
 
 from converter.c_order import as_bytes
 from converter.plan import BAND_BYTES, Bundle, Group, OutputFile, Plan, Run, band_bytes, bands, nbytes_of
@@ -30,7 +27,6 @@ Ended = tuple[str, int, str]  # a file that is there: path, bytes, crc32c
 Finished = Callable[[Sequence[Ended]], None]  # those that one band has ended
 Progress = Callable[[int], None]  # bytes written since the last call
 Part = tuple[OutputFile, memoryview]  # the next bytes of a file
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -171,8 +167,7 @@ def run(
         if failed:
             work.budget.cancel()
             pool.shutdown(wait=True, cancel_futures=True)
-            errors = [error for future in failed if (error := future.exception())]
-            raise next((error for error in errors if not isinstance(error, CancelledError)), errors[0])
+            raise _cause(failed)
     for group in plan.groups:
         if not group.leaves:
             work.write_group(group)
@@ -237,7 +232,12 @@ class _Run:
     ) -> None:
         """All files of a bundle in lockstep, in bands of at most `band` bytes, over sources in memory."""
         with _Files(self, bundle.files, kept) as files:
-            _in_order(self._bands(bundle, band, sources, files), partial(_parts, files.wanted), files.extend, lanes)
+            bands = self._bands(bundle, band, sources, files)
+            if lanes > 1:
+                _in_lanes(files, bands, lanes)
+            else:
+                for item in bands:
+                    files.extend(_parts(files.wanted, *item))
 
     def _bands(
         self, bundle: Bundle, band: int, sources: Mapping[LazyTensor, LazyTensor], files: _Files
@@ -339,27 +339,76 @@ def _parts(files: Sequence[OutputFile], number: int, tensor: LazyTensor, box: Bo
                 yield file, data
 
 
-def _in_order(
-    items: Iterator[tuple[Any, ...]], make: Callable[..., Iterator[T]], use: Callable[[Iterable[T]], None], lanes: int
-) -> None:
-    """`use(make(*item))` for every item in order, at most `lanes` of what is made alive at a time.
+class _Turns:
+    """Whose turn it is: a file gets its parts in the order of the bands, whichever threads have read them."""
 
-    With more than one the next ones are made, to their ends, by other threads meanwhile. No variable here holds on to
-    one.
+    def __init__(self, files: Sequence[OutputFile]) -> None:
+        self._next = {file.path: 0 for file in files}
+        self._failed = False
+        self._changed = threading.Condition()
+
+    def parts(self, band: int, parts: Iterator[Part]) -> Iterator[Part]:
+        """The parts of a band, each when its file has those of all bands before.
+
+        Raises:
+            CancelledError: one of these will never come.
+        """
+        left = dict.fromkeys(self._next)
+        for file, data in parts:
+            self._wait(file.path, band)
+            yield file, data
+            self._pass(file.path)
+            del left[file.path]
+        for path in left:
+            self._wait(path, band)
+            self._pass(path)
+
+    def fail(self) -> None:
+        """Wake everyone who waits with `CancelledError`."""
+        with self._changed:
+            self._failed = True
+            self._changed.notify_all()
+
+    def _wait(self, path: str, band: int) -> None:
+        with self._changed:
+            self._changed.wait_for(lambda: self._failed or self._next[path] == band)
+            if self._failed:
+                raise CancelledError
+
+    def _pass(self, path: str) -> None:
+        with self._changed:
+            self._next[path] += 1
+            self._changed.notify_all()
+
+
+def _in_lanes(files: _Files, bands: Iterator[tuple[int, LazyTensor, Box]], lanes: int) -> None:
+    """Write every band by so many threads: each takes the next one when it is done with its last.
+
+    So several are read at a time, and where there are several files several are written; one alone is written by one
+    thread at a time (as the system would have it) while the others read.
     """
-    if lanes == 1:
-        for item in items:
-            use(make(*item))
-        return
-    with ThreadPoolExecutor(lanes - 1, thread_name_prefix="ftconvert-ahead") as pool:
-        ahead: deque[Future[list[T]]] = deque()
+    turns, taking, numbered = _Turns(files.wanted), threading.Lock(), enumerate(bands)
+
+    def lane() -> None:
         try:
-            for item in items:
-                ahead.append(pool.submit(lambda item: list(make(*item)), item))
-                if len(ahead) == lanes:
-                    use(ahead.popleft().result())
-            while ahead:
-                use(ahead.popleft().result())
-        finally:
-            for future in ahead:
-                future.cancel()
+            while True:
+                with taking:
+                    taken = next(numbered, None)
+                if taken is None:
+                    return
+                files.extend(turns.parts(taken[0], _parts(files.wanted, *taken[1])))
+                del taken  # and with it what it keeps in memory
+        except BaseException:
+            turns.fail()
+            raise
+
+    with ThreadPoolExecutor(lanes, thread_name_prefix="ftconvert-lane") as pool:
+        futures = [pool.submit(lane) for _ in range(lanes)]
+    if failed := [future for future in futures if future.exception()]:
+        raise _cause(failed)
+
+
+def _cause(failed: Iterable[Future[None]]) -> BaseException:
+    """Of several failures the one that was first: the others were stopped."""
+    errors = [error for future in failed if (error := future.exception())]
+    return next((error for error in errors if not isinstance(error, CancelledError)), errors[0])

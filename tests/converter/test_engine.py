@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import numpy as np
@@ -21,6 +23,7 @@ from converter.engine import ByteBudget, CancelledError, Ended, Limits, run
 from converter.errors import SourceError
 from converter.plan import OutputFile, Plan, Segment
 from converter.storage import LocalStorage, Writer
+from converter.storage.local import LocalWriter
 from converter.tensor import Box, LazyTensor, TensorSpec, leaf
 
 FP32 = np.dtype(np.float32)
@@ -311,11 +314,68 @@ def test_bands_of_a_single_file_are_read_by_all_threads(
     assert Tracking.most <= 3584
 
 
-@pytest.mark.parametrize("fails", ["reading", "writing"])
-def test_a_failure_of_a_band_read_ahead(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails: str) -> None:
-    one = Leaf((64, 16), grain=(1, 16), fails=fails == "reading")
-    if fails == "writing":
-        monkeypatch.setattr(engine._Files, "extend", lambda *_: (_ for _ in ()).throw(SourceError("damaged")))
+class Meeting(LocalStorage):
+    """A folder where `x.0` of the second band is written while `x.1` of the first one is."""
+
+    def __init__(self, root: Path) -> None:
+        super().__init__(root)
+        self.barrier = threading.Barrier(2, timeout=10)
+
+    def writer(self, name: str, kept: int = 0) -> Any:
+        writer, target = super().writer(name), self
+        real, calls = writer.write, itertools.count()
+
+        def write(data: Any) -> None:
+            if (name, next(calls)) in (("x.0", 1), ("x.1", 0)):
+                target.barrier.wait()
+            real(data)
+
+        writer.write = write  # type: ignore[method-assign]
+        return writer
+
+
+def test_several_files_are_written_at_a_time(tmp_path: Path) -> None:
+    one = Leaf((64, 16), grain=(1, 16))
+    plan = Plan(tuple(split("x", one.tensor, 2)))
+    run(plan, Meeting(tmp_path), Limits.of(plan, 3584, 2), (), lambda files: None)
+    assert (tmp_path / "x.0").read_bytes() == one.array[:, :8].tobytes()
+    assert (tmp_path / "x.1").read_bytes() == one.array[:, 8:].tobytes()
+
+
+@pytest.mark.parametrize("axis", [0, 1])
+def test_each_file_gets_its_bands_in_their_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, axis: int) -> None:
+    """Whatever takes longest; a file that has nothing of a band does not keep anybody from the next one."""
+    one, other, random = Leaf((64, 16), "one", (1, 16)), Leaf((32, 16), "other", (1, 16)), Random(1)
+    real = engine._Files._append
+
+    def append(files: Any, file: OutputFile, data: memoryview) -> list[Ended]:
+        time.sleep(random.random() / 500)
+        return real(files, file, data)
+
+    monkeypatch.setattr(engine._Files, "_append", append)
+    leaves, shares = (one, other), [leaf.shape[axis] // 4 for leaf in (one, other)]
+    files = []
+    for rank in range(4):
+        boxes = [leaf.tensor.box.along(axis, rank * n, (rank + 1) * n) for leaf, n in zip(leaves, shares, strict=True)]
+        segments = (Segment(leaf.tensor, box) for leaf, box in zip(leaves, boxes, strict=True))
+        files.append(OutputFile(str(rank), tuple(segments)))
+    found = written(Plan(tuple(files)), tmp_path, 3584, 8)
+    for file in files:
+        parts = [leaf.array[segment.box.slices] for leaf, segment in zip(leaves, file.segments, strict=True)]
+        assert found[file.path] == b"".join(part.tobytes() for part in parts)
+
+
+@pytest.mark.parametrize("fails", ["reading", "writing", "writing the second file"])
+def test_a_failure_of_one_of_several_bands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails: str) -> None:
+    one, calls = Leaf((64, 16), grain=(1, 16), fails=fails == "reading"), itertools.count()
+    real = LocalWriter.write
+
+    def write(writer: LocalWriter, data: Any) -> None:
+        if next(calls) == {"writing": 0, "writing the second file": 9}.get(fails):
+            raise SourceError("damaged")
+        real(writer, data)
+
+    monkeypatch.setattr(LocalWriter, "write", write)
     with pytest.raises(SourceError, match="damaged"):
         written(Plan(tuple(split("x", one.tensor, 2))), tmp_path, 3584, 4)
     assert list(tmp_path.iterdir()) == []
