@@ -12,6 +12,7 @@ finished leaves nothing behind.
 from __future__ import annotations
 
 import ctypes
+import itertools
 import threading
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
@@ -236,8 +237,9 @@ class _Run:
             if lanes > 1:
                 _in_lanes(files, bands, lanes)
             else:
-                for item in bands:
+                while item := next(bands, None):
                     files.extend(_parts(files.wanted, *item))
+                    del item  # and with it what its run keeps in memory, before the next one's is read
 
     def _bands(
         self, bundle: Bundle, band: int, sources: Mapping[LazyTensor, LazyTensor], files: _Files
@@ -387,17 +389,17 @@ def _in_lanes(files: _Files, bands: Iterator[tuple[int, LazyTensor, Box]], lanes
     So several are read at a time, and where there are several files several are written; one alone is written by one
     thread at a time (as the system would have it) while the others read.
     """
-    turns, taking, numbered = _Turns(files.wanted), threading.Lock(), enumerate(bands)
+    turns, taking, numbers = _Turns(files.wanted), threading.Lock(), itertools.count()
 
     def lane() -> None:
         try:
             while True:
                 with taking:
-                    taken = next(numbered, None)
-                if taken is None:
+                    item, number = next(bands, None), next(numbers)
+                if item is None:
                     return
-                files.extend(turns.parts(taken[0], _parts(files.wanted, *taken[1])))
-                del taken  # and with it what it keeps in memory
+                files.extend(turns.parts(number, _parts(files.wanted, *item)))
+                del item
         except BaseException:
             turns.fail()
             raise
@@ -409,6 +411,6 @@ def _in_lanes(files: _Files, bands: Iterator[tuple[int, LazyTensor, Box]], lanes
 
 
 def _cause(failed: Iterable[Future[None]]) -> BaseException:
-    """Of several failures the one that was first: the others were stopped."""
+    """Of several failures one that is no consequence of another."""
     errors = [error for future in failed if (error := future.exception())]
     return next((error for error in errors if not isinstance(error, CancelledError)), errors[0])

@@ -353,13 +353,17 @@ class LocalWriter:
         self.size = 0
         self._path, folder = path, os.path.dirname(path)
         self._crc = 0
+        made = False
         try:
             while True:
                 self._temporary = os.path.join(folder, f"{TEMPORARY}{random.getrandbits(48):012x}")
                 try:
                     self._file = os.open(self._temporary, NEW, 0o666)
                 except FileNotFoundError:  # the first file of its folder
+                    if made:
+                        raise  # somebody removes it all the time
                     os.makedirs(folder, exist_ok=True)
+                    made = True
                     continue
                 except FileExistsError:  # somebody has seeded `random`
                     continue
@@ -402,9 +406,10 @@ class LocalWriter:
         return f"{self._crc:08x}"
 
     def abort(self) -> None:
-        """Leave nothing of it."""
-        self._close()
-        with suppress(FileNotFoundError):
+        """Leave nothing of it. An error here is none to tell: there is one already, and more files to clear away."""
+        with suppress(OSError):
+            self._close()
+        with suppress(OSError):
             os.unlink(self._temporary)
 
     def _close(self) -> None:
@@ -425,6 +430,9 @@ def _locked(file: int, path: str) -> bool:
         return False
     except OSError as error:
         if error.errno not in LOCKLESS:
+            os.close(file)
+            with suppress(OSError):
+                os.unlink(path)
             raise
     return os.path.lexists(path)
 

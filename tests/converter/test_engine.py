@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+import weakref
 from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -312,6 +313,37 @@ def test_bands_of_a_single_file_are_read_by_all_threads(
     assert (one.counts == 1).all()
     assert alive == [0, together]
     assert Tracking.most <= 3584
+
+
+@pytest.mark.parametrize("jobs", [1, 3])
+def test_sources_of_one_run_go_before_the_next_ones_are_read(tmp_path: Path, jobs: int) -> None:
+    """Layers of four stacked arrays in one file: each array is kept for its layers, and in that alone."""
+    alive, most, lock = [0], [0], threading.Lock()
+
+    def gone() -> None:
+        with lock:
+            alive[0] -= 1
+
+    def stacked(name: str) -> list[LazyTensor]:
+        source = Leaf((8, 4, 16), name)
+
+        def read(box: Box) -> Any:
+            array = source.array[box.slices].copy()
+            weakref.finalize(array, gone)
+            with lock:
+                alive[0] += 1
+                most[0] = max(most[0], alive[0])
+            return array
+
+        return list(ops.unstack(leaf(source.tensor.spec, name, (8, 4, 16), read), axis=0))
+
+    tensors = [tensor for name in "abcd" for tensor in stacked(name)]
+    plan = Plan((OutputFile("x", tuple(Segment(tensor, tensor.box) for tensor in tensors)),))
+    [bundle] = plan.groups[0].bundles
+    assert len(bundle.runs) == 4
+    held = Limits.of(plan, 2048 + 1024, 1).run_nbytes(bundle.runs[0], 1024)
+    written(plan, tmp_path, jobs * held, jobs)
+    assert 1 <= most[0] <= jobs
 
 
 class Meeting(LocalStorage):

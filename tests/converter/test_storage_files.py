@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import io
 import os
 import random
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from converter.errors import SourceError, SourceMissingError
+from converter.errors import DestinationError, SourceError, SourceMissingError
 from converter.storage import LocalStorage, local, open_storage
 
 
@@ -144,3 +146,33 @@ def test_lines_of_a_bucket_that_have_come_do_not_come_again(bucket: str) -> None
     storage.write("journal", b"head\none\ntwo\n")
     ours.close()
     assert storage.read("journal") == b"head\none\ntwo\n"
+
+
+def fails(code: int) -> Callable[..., None]:
+    def fail(*_: object, **__: object) -> None:
+        raise OSError(code, os.strerror(code))
+
+    return fail
+
+
+def test_a_writer_that_cannot_be_closed_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where a disk on the network says only then that it is full."""
+    writer = LocalStorage(tmp_path).writer("x")
+    writer.write(b"1")
+    with monkeypatch.context() as patch:
+        patch.setattr(local.os, "close", fails(errno.EDQUOT))
+        writer.abort()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_disk_that_cannot_lock_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(local.fcntl, "flock", fails(errno.EIO))
+    with pytest.raises(DestinationError, match="cannot create"):
+        LocalStorage(tmp_path).writer("x")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_somebody_removes_all_the_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(local.os, "makedirs", lambda *_, **__: None)
+    with pytest.raises(DestinationError, match="cannot create"):
+        LocalStorage(tmp_path / "none").writer("x")
