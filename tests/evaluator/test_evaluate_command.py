@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -22,9 +23,13 @@ COMMAND = [sys.executable, "-c", "from evaluator.cli import main; main(prog_name
 REFUSED = "a kernel driver"  # echo's fail_id is the piece of " kernel"
 
 
-def start(folder: Path, *arguments: object, **streams: Any) -> subprocess.Popen[str]:
+# As a shell starts a background job: SIGINT is ignored. (Not by `preexec_fn`: with threads of others it may hang.)
+IN_BACKGROUND = ("sh", "-c", 'trap "" INT; exec "$@"', "sh")
+
+
+def start(folder: Path, *arguments: object, before: Sequence[str] = (), **streams: Any) -> subprocess.Popen[str]:
     environment = os.environ | {"PYTHONPATH": str(ROOT), "COLUMNS": "120"}
-    command = [*COMMAND, *map(str, arguments)]
+    command = [*before, *COMMAND, *map(str, arguments)]
     streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | streams
     return subprocess.Popen(command, cwd=folder, env=environment, text=True, **streams)
 
@@ -405,8 +410,7 @@ def test_interrupted_keeps_the_completed_rows(
 ) -> None:
     more = ["--model", "slow", "--dataset", example / "test.jsonl", "--concurrency", 2]
     samples = tmp_path / "out" / "samples.jsonl"
-    # As a shell starts a background job: with SIGINT ignored, which a child inherits.
-    with start(tmp_path, *arguments, *more, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_IGN)) as process:
+    with start(tmp_path, *arguments, *more, before=IN_BACKGROUND) as process:
         deadline = time.monotonic() + 30
         while not samples.exists() or samples.read_text().count("\n") < 3:
             assert time.monotonic() < deadline, "no samples yet"
