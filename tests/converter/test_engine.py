@@ -2,107 +2,27 @@
 
 from __future__ import annotations
 
-import itertools
-import math
+import os
 import subprocess
 import sys
 import threading
 import time
-import weakref
 from collections.abc import Callable
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from random import Random
 from typing import Any
 
 import numpy as np
 import pytest
+from planned import FP32, Leaf, Tracking, names, split, written
 
 from converter import engine, ops
 from converter.engine import ByteBudget, CancelledError, Ended, Limits, run
 from converter.errors import SourceError
 from converter.plan import OutputFile, Plan, Segment
 from converter.storage import LocalStorage, Writer
-from converter.storage.local import LocalWriter
-from converter.tensor import Box, LazyTensor, TensorSpec, leaf
-
-FP32 = np.dtype(np.float32)
-
-
-@dataclass
-class Leaf:
-    """A tensor in storage that notes every read; grain rows at a time, two of them beside what it returns."""
-
-    shape: tuple[int, ...]
-    name: str = "x"
-    grain: tuple[int, ...] | None = None
-    reads: list[Box] = field(default_factory=list)
-    fails: bool = False
-    wait: float = 0
-
-    def __post_init__(self) -> None:
-        self.array = np.random.default_rng(len(self.name)).standard_normal(self.shape).astype(np.float32)
-        grain = self.grain or self.shape
-        spec = TensorSpec(self.shape, FP32)
-        self.tensor = leaf(spec, self.name, grain, self.read, min(2 * 4 * math.prod(grain), spec.nbytes))
-
-    def read(self, box: Box) -> Any:
-        self.reads.append(box)
-        time.sleep(self.wait)
-        if self.fails:
-            raise SourceError(f"{self.name} is damaged")
-        return self.array[box.slices]
-
-    @property
-    def counts(self) -> Any:
-        """How often each element was read."""
-        counts = np.zeros(self.shape, int)
-        for box in self.reads:
-            counts[box.slices] += 1
-        return counts
-
-
-def split(name: str, tensor: LazyTensor, ranks: int) -> list[OutputFile]:
-    """One file per rank, the last axis shared out."""
-    axis, share = len(tensor.spec.shape) - 1, tensor.spec.shape[-1] // ranks
-    boxes = [tensor.box.along(axis, rank * share, (rank + 1) * share) for rank in range(ranks)]
-    return [OutputFile(f"{name}.{rank}", (Segment(tensor, box),)) for rank, box in enumerate(boxes)]
-
-
-def names(ended: list[Ended]) -> list[str]:
-    return [name for name, _, _ in ended]
-
-
-def written(plan: Plan, folder: Path, budget: int = 1 << 30, jobs: int = 2) -> dict[str, bytes]:
-    ended: list[Ended] = []
-    run(plan, LocalStorage(folder), Limits.of(plan, budget, jobs), (), ended.extend)
-    done = names(ended)
-    assert sorted(done) == sorted(file.path for file in plan.files), "each is told of once"
-    return {name: (folder / name).read_bytes() for name in done}
-
 
 # ------------------------------------------------------------------------------------------------------------- budget
-
-
-class Tracking(ByteBudget):
-    """Notes the most that was ever held."""
-
-    most = 0
-    now = 0
-    lock = threading.Lock()
-
-    @contextmanager
-    def hold(self, nbytes: int) -> Any:
-        with super().hold(nbytes):
-            with Tracking.lock:
-                Tracking.now += nbytes
-                Tracking.most = max(Tracking.most, Tracking.now)
-            try:
-                yield
-            finally:
-                with Tracking.lock:
-                    Tracking.now -= nbytes
 
 
 @pytest.mark.parametrize("budget", [1, 20_000, 100_000, 1 << 30])
@@ -126,10 +46,14 @@ def test_what_is_in_flight_stays_within_the_budget(
 
 
 RESIDENT = """
-import sys
-from pathlib import Path
-from test_engine import *
-from test_engine import _RecordingWriter
+import time
+import numpy as np
+from planned import FP32, Leaf, split
+from test_engine import Recorder, _RecordingWriter
+from converter import ops
+from converter.engine import Limits, run
+from converter.plan import Plan
+from converter.tensor import TensorSpec, leaf
 
 def high_water():
     return int(next(line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM"))) << 10
@@ -156,9 +80,9 @@ print(high_water() - before)
 
 def test_freed_memory_goes_back() -> None:
     """Resident memory of 32 threads stays within a budget that two of them could use up, whatever malloc keeps."""
-    here = str(Path(__file__).parent)
-    command = [sys.executable, "-c", RESIDENT]
-    process = subprocess.run(command, cwd=here, capture_output=True, text=True, timeout=120, check=True)
+    here = Path(__file__).parent
+    command, found = [sys.executable, "-c", RESIDENT], os.environ | {"PYTHONPATH": f"{here}:{here.parent}"}
+    process = subprocess.run(command, env=found, capture_output=True, text=True, timeout=120, check=True)
     assert int(process.stdout) < 1.25 * (64 << 20)
 
 
@@ -281,137 +205,6 @@ def test_bundles_that_share_little_are_groups_of_their_own(rows: int, groups: in
     plan = Plan(tuple(OutputFile(str(number), both) for number, both in enumerate(segments)))
     assert len(plan.groups) == 1
     assert len(Limits.of(plan, 1 << 30, 2).work(plan)) == groups
-
-
-@pytest.mark.parametrize(("jobs", "together"), [(1, 1), (2, 2), (4, 4), (64, 11)])
-def test_bands_of_a_single_file_are_read_by_all_threads(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, jobs: int, together: int
-) -> None:
-    """Rows of 64 bytes take 192 in flight and 128 beside them: in 3,584 bytes are 4 bands of 4 rows, or 11 of one."""
-    Tracking.most = Tracking.now = 0
-    monkeypatch.setattr(engine, "ByteBudget", Tracking)
-    one, alive, lock = Leaf((64, 16), grain=(1, 16)), [0, 0], threading.Lock()
-    made, extended = engine._parts, engine._Files.extend
-
-    def make(*item: Any) -> Any:
-        with lock:
-            alive[0] += 1
-            alive[1] = max(alive)
-        time.sleep(0.002)
-        return made(*item)
-
-    def extend(files: Any, parts: Any) -> None:
-        time.sleep(0.01)
-        extended(files, parts)
-        with lock:
-            alive[0] -= 1
-
-    monkeypatch.setattr(engine, "_parts", make)
-    monkeypatch.setattr(engine._Files, "extend", extend)
-    plan = Plan(tuple(split("x", one.tensor, 1)))
-    assert written(plan, tmp_path, 3584, jobs) == {"x.0": one.array.tobytes()}
-    assert (one.counts == 1).all()
-    assert alive == [0, together]
-    assert Tracking.most <= 3584
-
-
-@pytest.mark.parametrize("jobs", [1, 3])
-def test_sources_of_one_run_go_before_the_next_ones_are_read(tmp_path: Path, jobs: int) -> None:
-    """Layers of four stacked arrays in one file: each array is kept for its layers, and in that alone."""
-    alive, most, lock = [0], [0], threading.Lock()
-
-    def gone() -> None:
-        with lock:
-            alive[0] -= 1
-
-    def stacked(name: str) -> list[LazyTensor]:
-        source = Leaf((8, 4, 16), name)
-
-        def read(box: Box) -> Any:
-            array = source.array[box.slices].copy()
-            weakref.finalize(array, gone)
-            with lock:
-                alive[0] += 1
-                most[0] = max(most[0], alive[0])
-            return array
-
-        return list(ops.unstack(leaf(source.tensor.spec, name, (8, 4, 16), read), axis=0))
-
-    tensors = [tensor for name in "abcd" for tensor in stacked(name)]
-    plan = Plan((OutputFile("x", tuple(Segment(tensor, tensor.box) for tensor in tensors)),))
-    [bundle] = plan.groups[0].bundles
-    assert len(bundle.runs) == 4
-    held = Limits.of(plan, 2048 + 1024, 1).run_nbytes(bundle.runs[0], 1024)
-    written(plan, tmp_path, jobs * held, jobs)
-    assert 1 <= most[0] <= jobs
-
-
-class Meeting(LocalStorage):
-    """A folder where `x.0` of the second band is written while `x.1` of the first one is."""
-
-    def __init__(self, root: Path) -> None:
-        super().__init__(root)
-        self.barrier = threading.Barrier(2, timeout=10)
-
-    def writer(self, name: str, kept: int = 0) -> Any:
-        writer, target = super().writer(name), self
-        real, calls = writer.write, itertools.count()
-
-        def write(data: Any) -> None:
-            if (name, next(calls)) in (("x.0", 1), ("x.1", 0)):
-                target.barrier.wait()
-            real(data)
-
-        writer.write = write  # type: ignore[method-assign]
-        return writer
-
-
-def test_several_files_are_written_at_a_time(tmp_path: Path) -> None:
-    one = Leaf((64, 16), grain=(1, 16))
-    plan = Plan(tuple(split("x", one.tensor, 2)))
-    run(plan, Meeting(tmp_path), Limits.of(plan, 3584, 2), (), lambda files: None)
-    assert (tmp_path / "x.0").read_bytes() == one.array[:, :8].tobytes()
-    assert (tmp_path / "x.1").read_bytes() == one.array[:, 8:].tobytes()
-
-
-@pytest.mark.parametrize("axis", [0, 1])
-def test_each_file_gets_its_bands_in_their_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, axis: int) -> None:
-    """Whatever takes longest; a file that has nothing of a band does not keep anybody from the next one."""
-    one, other, random = Leaf((64, 16), "one", (1, 16)), Leaf((32, 16), "other", (1, 16)), Random(1)
-    real = engine._Files._append
-
-    def append(files: Any, file: OutputFile, data: memoryview) -> list[Ended]:
-        time.sleep(random.random() / 500)
-        return real(files, file, data)
-
-    monkeypatch.setattr(engine._Files, "_append", append)
-    leaves, shares = (one, other), [leaf.shape[axis] // 4 for leaf in (one, other)]
-    files = []
-    for rank in range(4):
-        boxes = [leaf.tensor.box.along(axis, rank * n, (rank + 1) * n) for leaf, n in zip(leaves, shares, strict=True)]
-        segments = (Segment(leaf.tensor, box) for leaf, box in zip(leaves, boxes, strict=True))
-        files.append(OutputFile(str(rank), tuple(segments)))
-    found = written(Plan(tuple(files)), tmp_path, 3584, 8)
-    for file in files:
-        parts = [leaf.array[segment.box.slices] for leaf, segment in zip(leaves, file.segments, strict=True)]
-        assert found[file.path] == b"".join(part.tobytes() for part in parts)
-
-
-@pytest.mark.parametrize("fails", ["reading", "writing", "writing the second file"])
-def test_a_failure_of_one_of_several_bands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails: str) -> None:
-    one, calls = Leaf((64, 16), grain=(1, 16), fails=fails == "reading"), itertools.count()
-    real = LocalWriter.write
-
-    def write(writer: LocalWriter, data: Any) -> None:
-        if next(calls) == {"writing": 0, "writing the second file": 9}.get(fails):
-            raise SourceError("damaged")
-        real(writer, data)
-
-    monkeypatch.setattr(LocalWriter, "write", write)
-    with pytest.raises(SourceError, match="damaged"):
-        written(Plan(tuple(split("x", one.tensor, 2))), tmp_path, 3584, 4)
-    assert list(tmp_path.iterdir()) == []
-    assert not [thread for thread in threading.enumerate() if thread.name.startswith("ftconvert")]
 
 
 def test_what_is_done_is_neither_read_nor_written(tmp_path: Path) -> None:
