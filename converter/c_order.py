@@ -28,11 +28,11 @@ def as_bytes(array: Array) -> memoryview:
 
 def contiguous(array: Array) -> Array:
     """The same elements in C order, the array itself where it is already."""
-    if array.flags.c_contiguous or array.ndim < 2:
+    if array.flags.c_contiguous or array.ndim < 2 or array.strides[-1] == array.itemsize:
         return np.ascontiguousarray(array)
     fastest = array.strides.index(min(array.strides))
     small = array.shape[fastest] * array.shape[-1] < ROWS * COLUMNS
-    if fastest == array.ndim - 1 or array.strides[fastest] != array.itemsize or small:
+    if array.strides[fastest] != array.itemsize or small:
         return np.ascontiguousarray(array)
     copy = np.empty(array.shape, array.dtype)
     tile = np.empty((ROWS, COLUMNS + PADDING), array.dtype)

@@ -18,9 +18,10 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from converter.c_order import as_bytes
-from converter.plan import BAND_BYTES, Bundle, Group, OutputFile, Plan, Run, band_bytes, bands, nbytes_of
+from converter.plan import BAND_BYTES, Bundle, Group, OutputFile, Plan, Run, band_bytes, band_rows, nbytes_of
 from converter.storage import Target, Writer
 from converter.tensor import Box, LazyTensor, in_memory
 
@@ -54,8 +55,7 @@ class Limits:
         if run.resident(self.budget):
             sources = nbytes_of(run.leaves)
             return sources + max(run.minimum, min(band, self.budget - sources))
-        first = ((tensor, next(bands(tensor, band))) for tensor in run.tensors)  # none of the others is larger
-        return max(band_bytes(tensor, box.shape[0] if box.shape else 1) for tensor, box in first)
+        return max(band_bytes(tensor, band_rows(tensor, band)) for tensor in run.tensors)
 
     def kept(self, files: Sequence[OutputFile], most: int, held: int) -> int:
         """Bytes that each of these files may keep while they are open: `most`, if that fits beside what is held.
@@ -74,7 +74,7 @@ class Limits:
             part
             for group in plan.groups
             if group.leaves
-            for part in ([group] if group.resident(self.budget) else map(Group, zip(group.bundles, strict=True)))
+            for part in ([group] if group.resident(self.budget) else group.divided)
         ]
         return sorted(groups, key=lambda group: -group.source_nbytes)
 
@@ -127,8 +127,8 @@ class ByteBudget:
 
     def check(self) -> None:
         """Raises CancelledError where the run is being stopped."""
-        with self.hold(0):
-            pass
+        if self._cancelled:
+            raise CancelledError
 
     def cancel(self) -> None:
         """Wake every waiter with `CancelledError`; no more bytes are given out."""
@@ -238,24 +238,24 @@ class _Run:
                 _in_lanes(files, bands, lanes)
             else:
                 while item := next(bands, None):
-                    files.extend(_parts(files.wanted, *item))
+                    files.extend(_parts(item))
                     del item  # and with it what its run keeps in memory, before the next one's is read
 
     def _bands(
         self, bundle: Bundle, band: int, sources: Mapping[LazyTensor, LazyTensor], files: _Files
-    ) -> Iterator[tuple[int, LazyTensor, Box]]:
-        """Number of the tensor, the tensor over what is kept of its sources, and what of it to write, in order."""
+    ) -> Iterator[_Band]:
+        """What is to be written, in order, of tensors over what is kept of their sources."""
         for run in bundle.runs:
             own, room = sources, band
             if not sources and run.resident(self.limits.budget):
                 room = self.limits.run_nbytes(run, band) - nbytes_of(run.leaves)
                 own = {leaf: in_memory(leaf.read(), leaf.origin) for leaf in run.leaves}
             for index, tensor in enumerate(run.tensors):
-                number, lazy = run.first + index, tensor.over(own)
+                lazy = tensor.over(own) if own else tensor
                 for box in run.pieces(index, room):
-                    if any(file.segments[number].box.intersection(box).size for file in files.wanted):
+                    if parts := _divided(files.wanted, run.first + index, box, box == run.needed[index]):
                         self.budget.check()
-                        yield number, lazy, box
+                        yield _Band(lazy, box, parts)
             del own, lazy
 
     def advance(self, nbytes: int) -> None:
@@ -296,49 +296,62 @@ class _Files:
         written = 0
         try:
             for file, data in parts:
-                ended += self._append(file, data)
-                written += data.nbytes
+                writer = self._open.get(file.path) or self._begun(file)
+                writer.write(data)
+                written += len(data)
+                if writer.size == file.nbytes:
+                    ended.append((file.path, writer.size, writer.commit()))
+                    del self._open[file.path]
         finally:
             if ended:
+                self._complete.update(path for path, _, _ in ended)
                 with self._run.lock:
                     self._run.finished(ended)
         self._run.advance(written)
 
-    def _append(self, file: OutputFile, data: memoryview) -> list[Ended]:
-        """The next bytes of a file; the file, where they are its last."""
-        writer = self._open.get(file.path)
-        if writer is None:
-            writer = self._open[file.path] = self._run.storage.writer(file.path, self._kept)
-            if file.header:
-                writer.write(file.header)
-        writer.write(data)
-        if writer.size != file.nbytes:
-            return []
-        crc32c = writer.commit()
-        del self._open[file.path]
-        self._complete.add(file.path)
-        return [(file.path, writer.size, crc32c)]
+    def _begun(self, file: OutputFile) -> Writer:
+        """Its first bytes: a header, or none."""
+        writer = self._open[file.path] = self._run.storage.writer(file.path, self._kept)
+        if file.header:
+            writer.write(file.header)
+        return writer
 
 
 def _kept(bundle: Bundle, most: int) -> int:
     """Bytes that the files of a bundle keep if all of them are open."""
-    return sum(min(most, file.nbytes) for file in bundle.files)
+    return sum(min(most, file.nbytes) for file in bundle.files) if most else 0
 
 
-def _parts(files: Sequence[OutputFile], number: int, tensor: LazyTensor, box: Box) -> Iterator[Part]:
-    """One band of the tensor with this number, read: each file's part of it, cut when it is asked for.
+class _Band(NamedTuple):
+    """A box of a tensor, and what of it which files get; those of equal parts lie together."""
+
+    tensor: LazyTensor
+    box: Box
+    parts: Mapping[Box, Sequence[OutputFile]]
+
+
+def _divided(files: Sequence[OutputFile], number: int, box: Box, whole: bool) -> dict[Box, list[OutputFile]]:
+    """What of a box of the n-th tensor which files get; where it is the `whole` of what is needed, all that they have."""
+    parts: dict[Box, list[OutputFile]] = {}
+    for file in files:
+        segment = file.segments[number]
+        part = segment.box if whole else segment.box.intersection(box)
+        if part.size:
+            parts.setdefault(part, []).append(file)
+    return parts
+
+
+def _parts(band: _Band) -> Iterator[Part]:
+    """A band, read: each file's part of it, cut when it is asked for.
 
     So what was copied is written while it is in the processor's cache, and memory holds two such copies at most.
     """
+    tensor, box, parts = band
     array = tensor.read(box)
-    wanted: dict[Box, list[OutputFile]] = {}
-    for file in files:
-        wanted.setdefault(file.segments[number].box.intersection(box), []).append(file)
-    for part, alike in wanted.items():
-        if part.size:
-            data = as_bytes(array[part.within(box).slices])
-            for file in alike:
-                yield file, data
+    for part, alike in parts.items():
+        data = as_bytes(part.of(array, box))
+        for file in alike:
+            yield file, data
 
 
 class _Turns:
@@ -383,7 +396,7 @@ class _Turns:
             self._changed.notify_all()
 
 
-def _in_lanes(files: _Files, bands: Iterator[tuple[int, LazyTensor, Box]], lanes: int) -> None:
+def _in_lanes(files: _Files, bands: Iterator[_Band], lanes: int) -> None:
     """Write every band by so many threads: each takes the next one when it is done with its last.
 
     So several are read at a time, and where there are several files several are written; one alone is written by one
@@ -398,7 +411,7 @@ def _in_lanes(files: _Files, bands: Iterator[tuple[int, LazyTensor, Box]], lanes
                     item, number = next(bands, None), next(numbers)
                 if item is None:
                     return
-                files.extend(turns.parts(number, _parts(files.wanted, *item)))
+                files.extend(turns.parts(number, _parts(item)))
                 del item
         except BaseException:
             turns.fail()

@@ -153,8 +153,11 @@ class Journal:
         self.destination.storage.remove(PARTS)
 
 
+_ENCODER, _DECODER = json.JSONEncoder(sort_keys=True), json.JSONDecoder()  # json.dumps makes one for each call
+
+
 def _line(record: Mapping[str, Any]) -> bytes:
-    return (json.dumps(record, sort_keys=True) + "\n").encode()
+    return f"{_ENCODER.encode(record)}\n".encode()
 
 
 # ------------------------------------------------------------------------------------------------------------- reading
@@ -229,7 +232,7 @@ def read(destination: Destination, shard: Shard) -> Part:
     files, data = {}, {}
     for line in lines:
         try:
-            record = json.loads(line)
+            record = _DECODER.decode(line.decode())
             file = File(record["size"], record["crc32c"])
             if "data" in record:
                 data[record["name"]] = base64.b64decode(record["data"])

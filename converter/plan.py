@@ -184,6 +184,8 @@ class Group:
     @cached_property
     def shared_nbytes(self) -> int:
         """Bytes of its sources that would be read again if each bundle read its own."""
+        if len(self.bundles) == 1:
+            return 0
         return sum(nbytes_of(_leaves(bundle.tensors)) for bundle in self.bundles) - self.source_nbytes
 
     @property
@@ -197,6 +199,11 @@ class Group:
         Not for a small part of them: one worker would do it all.
         """
         return self.together and self.source_nbytes + self.minimum <= budget
+
+    @property
+    def divided(self) -> tuple[Group, ...]:
+        """Each of its bundles as a group of its own; itself where there is but one."""
+        return (self,) if len(self.bundles) == 1 else tuple(Group((bundle,)) for bundle in self.bundles)
 
     @property
     def units(self) -> list[tuple[OutputFile, ...]]:
@@ -223,7 +230,7 @@ class Plan:
     def groups(self) -> tuple[Group, ...]:
         return grouped(self.files)
 
-    @property
+    @cached_property
     def nbytes(self) -> int:
         """Bytes that will be written."""
         return sum(file.nbytes for file in self.files)
@@ -334,6 +341,10 @@ def grain_rows(tensor: LazyTensor) -> int:
     return min(tensor.grain[0], tensor.spec.shape[0]) if tensor.spec.shape else 1
 
 
+def _rows(tensor: LazyTensor) -> int:
+    return tensor.spec.shape[0] if tensor.spec.shape else 1
+
+
 def least_rows(tensor: LazyTensor) -> int:
     """Rows of the thinnest bands worth making: a unit of the source is not read again for less than its own size, and
     what reading takes beside it is not taken for less than that: a bucket would be asked for every row.
@@ -341,8 +352,7 @@ def least_rows(tensor: LazyTensor) -> int:
     row = max(1, band_bytes(tensor, 2) - band_bytes(tensor, 1))
     leaves = tensor.leaves()
     unit, scratch = max(unit_bytes(leaf) for leaf in leaves), max(leaf.scratch for leaf in leaves)
-    rows = tensor.spec.shape[0] if tensor.spec.shape else 1
-    return max(1, min(grain_rows(tensor), unit // row), min(rows, scratch // row))
+    return max(1, min(grain_rows(tensor), unit // row), min(_rows(tensor), scratch // row))
 
 
 def bands(tensor: LazyTensor, limit: int) -> Iterator[Box]:
@@ -353,14 +363,19 @@ def bands(tensor: LazyTensor, limit: int) -> Iterator[Box]:
     Example: [100, 8] float32 in grains of 10 rows, 640 bytes beside them: a row is 32 taken, 32 made, 32 copied; so a
     limit of 2,600 gives (2,600 - 640) // 96 = 20 rows.
     """
-    rows = tensor.spec.shape[0] if tensor.spec.shape else 1
-    first = band_bytes(tensor, 1)
-    row = band_bytes(tensor, 2) - first
-    step = max(1, (limit - first) // max(1, row) + 1)
-    if step >= grain_rows(tensor):
-        step -= step % grain_rows(tensor)
+    rows, step = _rows(tensor), band_rows(tensor, limit)
     for start in range(0, rows, step):
         yield rows_of(tensor, start, min(rows, start + step))
+
+
+def band_rows(tensor: LazyTensor, limit: int) -> int:
+    """Rows of each of these bands but perhaps the last."""
+    first = band_bytes(tensor, 1)
+    row = band_bytes(tensor, 2) - first
+    step, grain = max(1, (limit - first) // max(1, row) + 1), grain_rows(tensor)
+    if step >= grain:
+        step -= step % grain
+    return min(step, max(1, _rows(tensor)))
 
 
 def rows_of(tensor: LazyTensor, start: int, stop: int) -> Box:

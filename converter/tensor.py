@@ -70,7 +70,10 @@ class TensorSpec:
 
 @dataclass(frozen=True)
 class Box:
-    """A half-open range per axis: the part of a tensor between `start` (included) and `stop` (not included)."""
+    """A half-open range per axis: the part of a tensor between `start` (included) and `stop` (not included, not less).
+
+    What can be is left to `map` and `zip`: a conversion makes tens of thousands of them, while other threads wait.
+    """
 
     start: tuple[int, ...]
     stop: tuple[int, ...]
@@ -82,7 +85,7 @@ class Box:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        return tuple([stop - start if stop > start else 0 for start, stop in zip(self.start, self.stop, strict=True)])
+        return tuple(map(sub, self.stop, self.start))
 
     @property
     def size(self) -> int:
@@ -94,8 +97,10 @@ class Box:
         return tuple(map(slice, self.start, self.stop))
 
     def along(self, axis: int, start: int, stop: int) -> Box:
-        """The same box with another range on one axis."""
-        return Box(_put(self.start, axis, start), _put(self.stop, axis, stop))
+        """The same box with another range on one axis, counted from the first."""
+        return Box(
+            (*self.start[:axis], start, *self.start[axis + 1 :]), (*self.stop[:axis], stop, *self.stop[axis + 1 :])
+        )
 
     def permuted(self, axes: Sequence[int]) -> Box:
         """The box of `array.transpose(axes)` that covers the same elements."""
@@ -111,7 +116,8 @@ class Box:
 
     def intersection(self, other: Box) -> Box:
         """What both boxes cover (size 0 where they do not meet)."""
-        return Box(tuple(map(max, self.start, other.start)), tuple(map(min, self.stop, other.stop)))
+        start = tuple(map(max, self.start, other.start))
+        return Box(start, tuple(map(max, start, map(min, self.stop, other.stop))))
 
     @classmethod
     def hull(cls, boxes: Sequence[Box]) -> Box:
@@ -123,16 +129,16 @@ class Box:
         """This box in coordinates that begin at `outer.start`."""
         return Box(tuple(map(sub, self.start, outer.start)), tuple(map(sub, self.stop, outer.start)))
 
+    def of(self, array: Array, outer: Box) -> Array:
+        """This box of the array that holds the box `outer`. A view."""
+        return array[tuple(map(slice, map(sub, self.start, outer.start), map(sub, self.stop, outer.start)))]
+
     def aligned(self, grain: Sequence[int], shape: Sequence[int]) -> Box:
         """Grown to whole grains: what storage really reads for this box."""
         return Box(
             tuple(start // unit * unit for start, unit in zip(self.start, grain, strict=True)),
             tuple(min(size, -(-stop // unit) * unit) for stop, unit, size in zip(self.stop, grain, shape, strict=True)),
         )
-
-
-def _put(values: tuple[int, ...], axis: int, value: int) -> tuple[int, ...]:
-    return (*values[:axis], value, *values[axis + 1 :])
 
 
 Array = np.ndarray[Any, Any]

@@ -43,6 +43,7 @@ class LocalStorage:
 
     def __init__(self, root: str | os.PathLike[str]) -> None:
         self.root = Path(root)
+        self._prefix = os.path.join(self.root, "")
 
     def __str__(self) -> str:
         return str(self.root)
@@ -103,7 +104,7 @@ class LocalStorage:
         # A buffer costs two more calls of the system, but it is what reads more than 2 GiB into one array.
         buffered = -1 if size is None or size >= LARGE else 0
         try:
-            with open(os.path.join(self.root, name), "rb", buffered) as file:
+            with open(self._prefix + name, "rb", buffered) as file:
                 file.seek(start)
                 data = file.read() if size is None else file.read(size)
                 while size and len(data) < size and (more := file.read(size - len(data))):
@@ -122,7 +123,7 @@ class LocalStorage:
 
     def writer(self, name: str, kept: int = 0) -> LocalWriter:
         """A new file; it appears under its name when it is committed."""
-        return LocalWriter(os.path.join(self.root, name))
+        return LocalWriter(self._prefix + name)
 
     def write(self, name: str, data: bytes) -> None:
         """A small file, whole or not at all, on disk when this returns."""
@@ -351,12 +352,12 @@ class LocalWriter:
 
     def __init__(self, path: str) -> None:
         self.size = 0
-        self._path, folder = path, os.path.dirname(path)
+        self._path, folder = path, path[: path.rfind("/") + 1]
         self._crc = 0
         made = False
         try:
             while True:
-                self._temporary = os.path.join(folder, f"{TEMPORARY}{random.getrandbits(48):012x}")
+                self._temporary = f"{folder}{TEMPORARY}{random.getrandbits(48):012x}"
                 try:
                     self._file = os.open(self._temporary, NEW, 0o666)
                 except FileNotFoundError:  # the first file of its folder
@@ -383,13 +384,14 @@ class LocalWriter:
         Raises:
             IncompleteError: the disk is full, or another error of the system.
         """
-        view = memoryview(data).cast("B")
-        self._crc = crc32c.crc32c(view, self._crc)
+        self._crc = crc32c.crc32c(data, self._crc)
         try:
-            while view:
-                written = os.write(self._file, view)
+            written = os.write(self._file, data)
+            self.size += written
+            while written < len(data):
+                data = memoryview(data)[written:]
+                written = os.write(self._file, data)
                 self.size += written
-                view = view[written:]
         except OSError as error:
             raise io_error(error, self._path) from error
 

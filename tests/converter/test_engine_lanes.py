@@ -14,7 +14,7 @@ import pytest
 from planned import Leaf, Tracking, split, written
 
 from converter import engine, ops
-from converter.engine import Ended, Limits, run
+from converter.engine import Limits, run
 from converter.errors import SourceError
 from converter.plan import OutputFile, Plan, Segment
 from converter.storage import LocalStorage
@@ -117,13 +117,13 @@ def test_several_files_are_written_at_a_time(tmp_path: Path) -> None:
 def test_each_file_gets_its_bands_in_their_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, axis: int) -> None:
     """Whatever takes longest; a file that has nothing of a band does not keep anybody from the next one."""
     one, other, random = Leaf((64, 16), "one", (1, 16)), Leaf((32, 16), "other", (1, 16)), Random(1)
-    real = engine._Files._append
+    real = LocalWriter.write
 
-    def append(files: Any, file: OutputFile, data: memoryview) -> list[Ended]:
+    def write(writer: LocalWriter, data: Any) -> None:
         time.sleep(random.random() / 500)
-        return real(files, file, data)
+        real(writer, data)
 
-    monkeypatch.setattr(engine._Files, "_append", append)
+    monkeypatch.setattr(LocalWriter, "write", write)
     leaves, shares = (one, other), [leaf.shape[axis] // 4 for leaf in (one, other)]
     files = []
     for rank in range(4):
