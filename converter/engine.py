@@ -238,6 +238,7 @@ class _Run:
                 _in_lanes(files, bands, lanes)
             else:
                 while item := next(bands, None):
+                    files.begin(file for alike in item.parts.values() for file in alike)
                     files.extend(_parts(item))
                     del item  # and with it what its run keeps in memory, before the next one's is read
 
@@ -291,8 +292,9 @@ class _Files:
                 writer.abort()
 
     def extend(self, parts: Iterable[Part]) -> None:
-        """The next bytes of several files; those that end with them are told of together, also where one fails."""
+        """The next bytes of several files; those that end with them do so together, also where one fails."""
         ended: list[Ended] = []
+        full: list[tuple[str, Writer]] = []
         written = 0
         try:
             for file, data in parts:
@@ -300,14 +302,26 @@ class _Files:
                 writer.write(data)
                 written += len(data)
                 if writer.size == file.nbytes:
-                    ended.append((file.path, writer.size, writer.commit()))
-                    del self._open[file.path]
+                    full.append((file.path, writer))
+            for path, writer in full:
+                ended.append((path, writer.size, writer.commit()))
+                del self._open[path]
         finally:
             if ended:
                 self._complete.update(path for path, _, _ in ended)
                 with self._run.lock:
                     self._run.finished(ended)
         self._run.advance(written)
+
+    def begin(self, files: Iterable[OutputFile]) -> None:
+        """Open these, before what they get is read.
+
+        Copying megabytes clears the processor's cache, of all that it takes to make, end and rename a file, too: where
+        eight do so one after the other it is fetched once, and a file costs half (docs/performance.md).
+        """
+        for file in files:
+            if file.path not in self._open:
+                self._begun(file)
 
     def _begun(self, file: OutputFile) -> Writer:
         """Its first bytes: a header, or none."""
@@ -331,7 +345,7 @@ class _Band(NamedTuple):
 
 
 def _divided(files: Sequence[OutputFile], number: int, box: Box, whole: bool) -> dict[Box, list[OutputFile]]:
-    """What of a box of the n-th tensor which files get; where it is the `whole` of what is needed, all that they have."""
+    """What of a box of the n-th tensor which files get; if it is the `whole` of what is needed, all that they have."""
     parts: dict[Box, list[OutputFile]] = {}
     for file in files:
         segment = file.segments[number]

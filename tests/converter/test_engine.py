@@ -21,6 +21,7 @@ from converter.engine import ByteBudget, CancelledError, Ended, Limits, run
 from converter.errors import SourceError
 from converter.plan import OutputFile, Plan, Segment
 from converter.storage import LocalStorage, Writer
+from converter.tensor import Box
 
 # ------------------------------------------------------------------------------------------------------------- budget
 
@@ -146,6 +147,13 @@ def test_what_open_files_keep_is_held(monkeypatch: pytest.MonkeyPatch, budget: i
         assert set(target.rooms) == {target.kept}, "there is room for all that is worth keeping"
 
 
+def test_a_tensor_smaller_than_a_band_takes_no_more_than_it_has() -> None:
+    """32 elements read, made and copied, and two rows beside them."""
+    plan = Plan(tuple(split("x", Leaf((4, 8), grain=(1, 8)).tensor, 2)))
+    [run] = plan.groups[0].bundles[0].runs
+    assert Limits(1 << 30, 1).run_nbytes(run, 1 << 20) == 3 * 32 * 4 + 2 * 8 * 4
+
+
 def test_what_open_files_may_keep() -> None:
     files, limits = [OutputFile(f"f{i}") for i in range(4)], Limits(64 << 20, 32)
     for held, most, expected in ((0, 8 << 20, 8 << 20), (40 << 20, 8 << 20, 6 << 20), (64 << 20, 8 << 20, 4 << 20)):
@@ -230,6 +238,7 @@ class Recorder:
     content: dict[str, bytearray] = field(default_factory=dict)
 
     def writer(self, name: str, kept: int = 0) -> Writer:
+        self.log.append(("open", name, 0))
         return _RecordingWriter(self, name)
 
 
@@ -264,14 +273,33 @@ def test_files_are_written_front_to_back_in_lockstep() -> None:
     limits = Limits.of(plan, plan.groups[0].whole_grains, 1)
     run(plan, target, limits, (), ended.append)
     assert [entry for entry in target.log if entry[0] == "write"] == [
-        # the header with the first band; bands of 2 rows: 2 x 2 float32 each
-        *[("write", f"f{rank}", size) for rank in range(2) for size in (6, 16)],
-        *[("write", f"f{rank}", 16) for _ in range(2) for rank in range(2)],
+        # the header before the first band; bands of 2 rows: 2 x 2 float32 each
+        *[("write", f"f{rank}", 6) for rank in range(2)],
+        *[("write", f"f{rank}", 16) for _ in range(3) for rank in range(2)],
         *[("write", "f0", 16), ("write", "f1", 16)],
     ]
     assert [[(name, size) for name, size, _ in files] for files in ended] == [[("f0", 70), ("f1", 70)]]
     for rank, half in enumerate(halves):
         assert target.content[f"f{rank}"] == header + one.array[:, half].tobytes() + other.array[:, half].tobytes()
+
+
+def test_files_of_a_band_begin_before_it_is_read_and_end_together() -> None:
+    """Chunk files, which follow each other, are open with the band that they are of."""
+    target = Recorder()
+
+    class Noting(Leaf):
+        def read(self, box: Box) -> Any:
+            target.log.append(("read", "", box.size))
+            return super().read(box)
+
+    one = Noting((4, 4), "one", grain=(2, 4))
+    boxes = [Box((row, column), (row + 2, column + 2)) for row in (0, 2) for column in (0, 2)]
+    plan = Plan(tuple(OutputFile(f"f{n}", (Segment(one.tensor, box),)) for n, box in enumerate(boxes)))
+    run(plan, target, Limits.of(plan, plan.groups[0].whole_grains, 1), (), lambda files: None)
+    assert [f"{what} {name}".strip() for what, name, _ in target.log] == [
+        *["open f0", "open f1", "read", "write f0", "write f1", "commit f0", "commit f1"],
+        *["open f2", "open f3", "read", "write f2", "write f3", "commit f2", "commit f3"],
+    ]
 
 
 def test_progress_adds_up(tmp_path: Path) -> None:
@@ -323,7 +351,7 @@ def test_a_writer_that_fails_is_the_error_that_is_seen(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="full"):
         run(plan, target, Limits.of(plan, 1 << 20, 2), (), ended.extend)
     assert names(ended) == ["x.0"]
-    assert {entry[1] for entry in target.log if entry[0] == "abort"} == {"x.1"}, "the others were not begun"
+    assert {entry[1] for entry in target.log if entry[0] == "abort"} == {"x.1", "x.2", "x.3"}, "all that were begun"
 
 
 def test_an_interrupt_stops_a_group_that_is_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

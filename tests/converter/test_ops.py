@@ -72,6 +72,21 @@ def test_only_what_is_needed_is_read() -> None:
     assert Box((2, 1), (5, 3)).aligned(first.grain, first.spec.shape) == Box((2, 0), (5, 4))
 
 
+@given(starts=st.tuples(*[st.integers(0, 9)] * 4), sizes=st.tuples(*[st.integers(0, 9)] * 4))
+def test_what_two_boxes_share(starts: tuple[int, ...], sizes: tuple[int, ...]) -> None:
+    """Nothing is never less than nothing."""
+    stops = [start + size for start, size in zip(starts, sizes, strict=True)]
+    one, other = Box(starts[:2], tuple(stops[:2])), Box(starts[2:], tuple(stops[2:]))
+    found = np.zeros((18, 18), int)
+    found[one.slices] += 1
+    found[other.slices] += 1
+    shared = one.intersection(other)
+    assert shared.size == (found == 2).sum()
+    assert min(shared.shape) >= 0
+    if shared.size:
+        assert (shared.of(found[one.slices], one) == 2).all()
+
+
 def test_grains_follow_the_layout() -> None:
     tensor, _ = counted(ramp(6, 4), (3, 2))
     assert ops.transpose(tensor).grain == (2, 3)

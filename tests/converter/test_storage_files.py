@@ -11,6 +11,7 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
+import crc32c
 import pytest
 
 from converter.errors import DestinationError, SourceError, SourceMissingError
@@ -81,6 +82,20 @@ def test_a_read_goes_on_where_a_disk_gives_less_at_a_time(tmp_path: Path, monkey
     assert storage.read("weights", 1, 8) == b"12345678"
     with pytest.raises(SourceError, match="expected 8 bytes from offset 4, found 6"):
         storage.read("weights", 4, 8)
+
+
+@pytest.mark.parametrize("make", [bytes, bytearray, memoryview])
+def test_a_write_goes_on_where_a_disk_takes_less_at_a_time(
+    make: Callable[[bytes], local.Buffer], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Linux takes 2 GiB at most."""
+    real = os.write
+    monkeypatch.setattr(os, "write", lambda file, data: real(file, data[:3]))
+    writer = LocalStorage(tmp_path).writer("weights")
+    writer.write(make(b"0123456789"))
+    writer.write(make(b"ab"))
+    assert (writer.size, writer.commit()) == (12, f"{crc32c.crc32c(b'0123456789ab'):08x}")
+    assert (tmp_path / "weights").read_bytes() == b"0123456789ab"
 
 
 def test_more_than_a_call_reads_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
