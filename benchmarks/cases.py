@@ -84,7 +84,10 @@ def conversions(
     cold: bool,
     say: Callable[[str], None],
 ) -> dict[str, Any]:
-    """Rounds of floor, ours and peers, one after the other; ratios are of runs of the same round."""
+    """Rounds of floor, ours and peers, one after the other, every second one backwards; ratios are of runs of a round.
+
+    Who runs after whom matters: it finds the memory that the other one has left.
+    """
     found: dict[str, Any] = {}
     for kind in dict.fromkeys(CASES[name].kind for name in names):
         chosen = {name: CASES[name] for name in names if CASES[name].kind == kind}
@@ -102,7 +105,7 @@ def conversions(
             contenders["peers"] = python("benchmarks.peers", PEERS[kind], source, out / "peers", 1)
         runs: dict[str, list[Measured]] = {name: [] for name in contenders}
         for number in range(repeats):
-            for name, command in contenders.items():
+            for name, command in list(contenders.items())[:: -1 if number % 2 else 1]:
                 if name == "peers" and number >= peer_repeats:
                     continue
                 prepare(out, source, cold)

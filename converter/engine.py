@@ -317,7 +317,7 @@ class _Files:
         """Open these, before what they get is read.
 
         Copying megabytes clears the processor's cache, of all that it takes to make, end and rename a file, too: where
-        eight do so one after the other it is fetched once, and a file costs half (docs/performance.md).
+        eight do so one after the other it is fetched once, and takes six tenths of the time (docs/performance.md).
         """
         for file in files:
             if file.path not in self._open:
