@@ -238,7 +238,6 @@ class _Run:
                 _in_lanes(files, bands, lanes)
             else:
                 while item := next(bands, None):
-                    files.begin(file for alike in item.parts.values() for file in alike)
                     files.extend(_parts(item))
                     del item  # and with it what its run keeps in memory, before the next one's is read
 
@@ -292,9 +291,8 @@ class _Files:
                 writer.abort()
 
     def extend(self, parts: Iterable[Part]) -> None:
-        """The next bytes of several files; those that end with them do so together, also where one fails."""
+        """The next bytes of several files; those that end with them are told of together, also where one fails."""
         ended: list[Ended] = []
-        full: list[tuple[str, Writer]] = []
         written = 0
         try:
             for file, data in parts:
@@ -302,26 +300,14 @@ class _Files:
                 writer.write(data)
                 written += len(data)
                 if writer.size == file.nbytes:
-                    full.append((file.path, writer))
-            for path, writer in full:
-                ended.append((path, writer.size, writer.commit()))
-                del self._open[path]
+                    ended.append((file.path, writer.size, writer.commit()))
+                    del self._open[file.path]
         finally:
             if ended:
                 self._complete.update(path for path, _, _ in ended)
                 with self._run.lock:
                     self._run.finished(ended)
         self._run.advance(written)
-
-    def begin(self, files: Iterable[OutputFile]) -> None:
-        """Open these, before what they get is read.
-
-        Copying megabytes clears the processor's cache, of all that it takes to make, end and rename a file, too: where
-        eight do so one after the other it is fetched once, and takes six tenths of the time (docs/performance.md).
-        """
-        for file in files:
-            if file.path not in self._open:
-                self._begun(file)
 
     def _begun(self, file: OutputFile) -> Writer:
         """Its first bytes: a header, or none."""

@@ -388,8 +388,8 @@ class LocalWriter:
         try:
             written = os.write(self._file, data)
             self.size += written
-            while written < len(data):
-                data = memoryview(data)[written:]
+            while written < memoryview(data).nbytes:
+                data = memoryview(data).cast("B")[written:]
                 written = os.write(self._file, data)
                 self.size += written
         except OSError as error:

@@ -84,7 +84,9 @@ def test_a_read_goes_on_where_a_disk_gives_less_at_a_time(tmp_path: Path, monkey
         storage.read("weights", 4, 8)
 
 
-@pytest.mark.parametrize("make", [bytes, bytearray, memoryview])
+@pytest.mark.parametrize(
+    "make", [bytes, bytearray, memoryview, lambda data: memoryview(data).cast("B", (1, len(data)))]
+)
 def test_a_write_goes_on_where_a_disk_takes_less_at_a_time(
     make: Callable[[bytes], local.Buffer], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
