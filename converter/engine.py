@@ -251,7 +251,7 @@ class _Run:
                 room = self.limits.run_nbytes(run, band) - nbytes_of(run.leaves)
                 own = {leaf: in_memory(leaf.read(), leaf.origin) for leaf in run.leaves}
             for index, tensor in enumerate(run.tensors):
-                lazy = tensor.over(own) if own else tensor
+                lazy = tensor.over(own)
                 for box in run.pieces(index, room):
                     if parts := _divided(files.wanted, run.first + index, box, box == run.needed[index]):
                         self.budget.check()

@@ -37,6 +37,7 @@ PART = re.compile(rf"{PARTS}/(\d+)-of-(\d+)\.jsonl")
 SAME_RUN = ("plan", "source", "tool_version")  # of a head: equal ones are the same conversion
 SAME_PARTS = (*SAME_RUN, "manifest", "tokenizer", "stamp")  # and its parts become one model
 HEAD_BYTES = 64 << 10  # read of a journal where its head is all that is asked for; part 0's may hold a tokenizer
+ENCODER, DECODER = json.JSONEncoder(sort_keys=True), json.JSONDecoder()  # json.dumps makes one for each call
 PAUSES = (0, 0.05, 0.2, 0.5, 1)  # seconds before each look at what others are changing
 
 Found = TypeVar("Found")
@@ -153,11 +154,8 @@ class Journal:
         self.destination.storage.remove(PARTS)
 
 
-_ENCODER, _DECODER = json.JSONEncoder(sort_keys=True), json.JSONDecoder()  # json.dumps makes one for each call
-
-
 def _line(record: Mapping[str, Any]) -> bytes:
-    return f"{_ENCODER.encode(record)}\n".encode()
+    return f"{ENCODER.encode(record)}\n".encode()
 
 
 # ------------------------------------------------------------------------------------------------------------- reading
@@ -232,7 +230,7 @@ def read(destination: Destination, shard: Shard) -> Part:
     files, data = {}, {}
     for line in lines:
         try:
-            record = _DECODER.decode(line.decode())
+            record = DECODER.decode(line.decode())
             file = File(record["size"], record["crc32c"])
             if "data" in record:
                 data[record["name"]] = base64.b64decode(record["data"])

@@ -369,7 +369,7 @@ def bands(tensor: LazyTensor, limit: int) -> Iterator[Box]:
 
 
 def band_rows(tensor: LazyTensor, limit: int) -> int:
-    """Rows of each of these bands but perhaps the last."""
+    """Rows of each of these bands but perhaps the last; no more than there are, and at least one."""
     first = band_bytes(tensor, 1)
     row = band_bytes(tensor, 2) - first
     step, grain = max(1, (limit - first) // max(1, row) + 1), grain_rows(tensor)

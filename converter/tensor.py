@@ -97,10 +97,8 @@ class Box:
         return tuple(map(slice, self.start, self.stop))
 
     def along(self, axis: int, start: int, stop: int) -> Box:
-        """The same box with another range on one axis, counted from the first."""
-        return Box(
-            (*self.start[:axis], start, *self.start[axis + 1 :]), (*self.stop[:axis], stop, *self.stop[axis + 1 :])
-        )
+        """The same box with another range on one axis."""
+        return Box(_put(self.start, axis, start), _put(self.stop, axis, stop))
 
     def permuted(self, axes: Sequence[int]) -> Box:
         """The box of `array.transpose(axes)` that covers the same elements."""
@@ -139,6 +137,10 @@ class Box:
             tuple(start // unit * unit for start, unit in zip(self.start, grain, strict=True)),
             tuple(min(size, -(-stop // unit) * unit) for stop, unit, size in zip(self.stop, grain, shape, strict=True)),
         )
+
+
+def _put(values: tuple[int, ...], axis: int, value: int) -> tuple[int, ...]:
+    return (*values[:axis], value, *values[axis + 1 :])
 
 
 Array = np.ndarray[Any, Any]
@@ -205,7 +207,7 @@ class LazyTensor:
 
     def over(self, replacements: Mapping[LazyTensor, LazyTensor]) -> LazyTensor:
         """The same computation over other leaves, e.g. ones that are already in memory."""
-        if not self.inputs:
+        if not self.inputs or not replacements:
             return replacements.get(self, self)
         return replace(self, inputs=tuple(tensor.over(replacements) for tensor in self.inputs))
 

@@ -43,7 +43,7 @@ class LocalStorage:
 
     def __init__(self, root: str | os.PathLike[str]) -> None:
         self.root = Path(root)
-        self._prefix = os.path.join(self.root, "")
+        self._prefix = os.path.join(self.root, "")  # of every path: joining takes as long as the system to open one
 
     def __str__(self) -> str:
         return str(self.root)
@@ -384,14 +384,13 @@ class LocalWriter:
         Raises:
             IncompleteError: the disk is full, or another error of the system.
         """
-        self._crc = crc32c.crc32c(data, self._crc)
+        view = memoryview(data).cast("B")
+        self._crc = crc32c.crc32c(view, self._crc)
         try:
-            written = os.write(self._file, data)
-            self.size += written
-            while written < memoryview(data).nbytes:
-                data = memoryview(data).cast("B")[written:]
-                written = os.write(self._file, data)
+            while view:
+                written = os.write(self._file, view)
                 self.size += written
+                view = view[written:]
         except OSError as error:
             raise io_error(error, self._path) from error
 

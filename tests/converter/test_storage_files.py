@@ -92,7 +92,7 @@ def test_a_write_goes_on_where_a_disk_takes_less_at_a_time(
 ) -> None:
     """Linux takes 2 GiB at most."""
     real = os.write
-    monkeypatch.setattr(os, "write", lambda file, data: real(file, data[:3]))
+    monkeypatch.setattr(os, "write", lambda file, data: real(file, memoryview(data).cast("B")[:3]))
     writer = LocalStorage(tmp_path).writer("weights")
     writer.write(make(b"0123456789"))
     writer.write(make(b"ab"))
